@@ -1,0 +1,276 @@
+"""A run as one YAML file: its schema, dotted overrides, and errors that say what to do."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from mmchat.conversation import Modality
+from mmchat.models.build import ModelConfig
+from mmchat.regions import Dialect, Frame, RegionFormat
+from mmchat.schema import Schema
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class SourceConfig(Schema):
+    """One source of a mixture: shards of facts, the task that phrases them, and its share of the draws."""
+
+    name: str
+    task: str
+    shards: str | list[str]
+    weight: Positive = 1.0
+
+
+class ChatConfig(Schema):
+    """How conversations become text.
+
+    format `auto` takes the tokenizer's own chat template apart; the others are written out in chat_template.py.
+    system: said first in every conversation that has no system turn; None leaves the template's own default.
+    media_suffix: text after a media item's tokens.
+    """
+
+    format: Literal["auto", "chatml", "vicuna", "plain"] = "auto"
+    system: str | None = None
+    media_suffix: dict[Modality, str] = {"image": "\n", "video": "\n", "audio": "\n"}
+    region_dialect: Dialect = "shikra"
+    region_frame: Frame = "padded_square"
+
+    @property
+    def regions(self) -> RegionFormat:
+        return RegionFormat(self.region_dialect, self.region_frame)
+
+
+class BatchConfig(Schema):
+    """What one optimizer step sees.
+
+    lanes: packs in a global step, whatever the number of ranks; ranks must divide it. tokens, patches: budgets of one
+    pack (LLM tokens; encoder patches or spectrogram positions). packs_per_micro_batch: packs that one forward pass
+    joins into one row. lookahead: samples that wait in a lane for a pack they fit.
+    """
+
+    lanes: Count
+    tokens: Count
+    patches: Count = 1_000_000
+    packs_per_micro_batch: Count = 1
+    lookahead: Count = 16
+
+
+class Rate(Schema):
+    """Learning rate and weight decay of one part of the model."""
+
+    lr: NotNegative
+    weight_decay: NotNegative = 0.0
+
+
+class ScheduleConfig(Schema):
+    """Linear warm-up, then a cosine from the full rate to min_ratio of it."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class StageConfig(Schema):
+    """One training stage: what learns and how fast, on which mixture, for how many steps, how distributed.
+
+    train: learning rate by part: `connectors`, `connectors.image`, `encoders`, `encoders.audio`, `fusion`, `llm`; the
+    longest matching name counts, a part without one is frozen. Under `fusion: {kind: full}`, `fusion` is the LLM.
+    bad_samples: share of unreadable samples beyond which the run stops. nan_steps: skipped steps in a row beyond
+    which it stops. deepspeed: merged last into DeepSpeed's own configuration.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
+    train: dict[str, Rate]
+    data: Annotated[list[SourceConfig], Field(min_length=1)]
+    steps: Count
+    batch: BatchConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: NotNegative = 1.0
+    zero: Literal[0, 1, 2, 3] = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    deepspeed: dict[str, Any] = {}
+    save_every: Count = 500
+    keep: Count = 2
+    workers: Annotated[int, Field(ge=0)] = 2
+    decode_timeout_s: Positive = 120.0
+    bad_samples: Annotated[float, Field(ge=0, le=1)] = 0.01
+    nan_steps: Count = 3
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _bare_rates(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: rate if isinstance(rate, dict) else {"lr": rate} for name, rate in value.items()}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.zero == 0 and self.dtype == "bfloat16":
+            raise ValueError(
+                "zero: 0 with dtype: bfloat16 has no fp32 master weights in DeepSpeed. Use zero: 1, which on one rank is "
+                "the same thing with them"
+            )
+        if self.batch.lanes % self.batch.packs_per_micro_batch:
+            raise ValueError(
+                f"batch.packs_per_micro_batch {self.batch.packs_per_micro_batch} must divide batch.lanes {self.batch.lanes}"
+            )
+        names = [source.name for source in self.data]
+        if len(set(names)) < len(names):
+            raise ValueError(f"data: source names must differ, found {names}")
+        return self
+
+
+class LogConfig(Schema):
+    """every: steps between console lines. tensorboard, wandb: writers beside the JSONL log, which is always written."""
+
+    every: Count = 10
+    tensorboard: bool = False
+    wandb: bool = False
+
+
+class RunConfig(Schema):
+    """A whole run. checkpoints: folder under which <run>/<stage>/step-NNNNNN appears."""
+
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    seed: int = 0
+    checkpoints: str = "checkpoints"
+    model: ModelConfig
+    chat: ChatConfig = ChatConfig()
+    stages: Annotated[list[StageConfig], Field(min_length=1)]
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ, found {names}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.checkpoints) / self.run
+
+
+class ConfigError(ValueError):
+    """Every fault of a configuration, one a line."""
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Reads a YAML file and applies `a.b.c=value` overrides; list items are addressed by their name or index.
+
+    Raises:
+        ConfigError: lists every fault, with the nearest known key for an unknown one.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: wanted a mapping with run, model and stages, found {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, str(path))
+
+
+def parse_config(values: dict[str, Any], name: str) -> RunConfig:
+    """Validates plain values; `name` stands in the error message."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors()]
+        raise ConfigError("\n  ".join([f"{name}: {len(faults)} fault(s)", *faults])) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign:
+        raise ConfigError(f"override {override!r}: wanted path.to.key=value")
+    here: Any = values
+    *parents, last = path.split(".")
+    for depth, key in enumerate([*parents, last]):
+        where = ".".join([*parents, last][:depth]) or "the file"
+        if isinstance(here, list):
+            names = [item.get("name") if isinstance(item, dict) else None for item in here]
+            if key in names:
+                index = names.index(key)
+            elif key.isdigit() and int(key) < len(here):
+                index = int(key)
+            else:
+                raise ConfigError(f"override {override!r}: {where} has no item {key!r}; it has {names}")
+            if depth == len(parents):
+                here[index] = yaml.safe_load(text)
+            else:
+                here = here[index]
+        elif isinstance(here, dict):
+            if depth == len(parents):
+                here[key] = yaml.safe_load(text)
+            else:
+                here = here.setdefault(key, {})
+        else:
+            raise ConfigError(f"override {override!r}: {where} is the value {here!r}, it has no keys")
+
+
+def _fault(fault: Any) -> str:
+    """One line for one pydantic fault."""
+    loc, here, path = list(fault["loc"]), RunConfig, []
+    siblings: list[str] = []
+    for step in loc:
+        here, shown = _step(here, step)
+        if shown:
+            path.append(str(step))
+        if isinstance(here, tuple):
+            siblings = list(here)
+    where = ".".join(path) or "configuration"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), siblings, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(siblings)}"
+        return f"{where}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{where}: missing"
+    found = f" (found {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool) else ""
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}{found}"
+
+
+def _step(here: Any, step: str | int) -> tuple[Any, bool]:
+    """Follows one element of a fault's location through the schema.
+
+    Returns the annotation there, or the tuple of known keys where the element is unknown; and whether the element is
+    part of the path that a person wrote (the tag of a union is not).
+    """
+    here = _plain(here)
+    if isinstance(here, type) and issubclass(here, BaseModel):
+        field = here.model_fields.get(str(step))
+        return (field.annotation, True) if field is not None else (tuple(here.model_fields), True)
+    origin, arguments = get_origin(here), get_args(here)
+    if origin in (Union, types.UnionType):
+        for member in map(_plain, arguments):
+            if isinstance(member, type) and issubclass(member, BaseModel):
+                kind = member.model_fields.get("kind")
+                if kind is not None and kind.default == step:
+                    return member, False
+        models = [m for m in map(_plain, arguments) if isinstance(m, type) and issubclass(m, BaseModel)]
+        return _step(models[0], step) if len(models) == 1 else (here, isinstance(step, int))
+    if origin in (list, tuple):
+        return arguments[0], True
+    if origin is dict:
+        return arguments[1], True
+    return here, True
+
+
+def _plain(annotation: Any) -> Any:
+    return _plain(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation

@@ -1,0 +1,413 @@
+"""Conversations to token ids, labels and gates: ids are built part by part, labels come from the parts.
+
+Nothing is tokenised twice and nothing is searched for in a finished string, so a label can never shift, and whatever
+a user types (`<image>`, `<|im_end|>`) stays text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mmchat.batch import IGNORE
+from mmchat.config import ChatConfig
+from mmchat.conversation import MODALITIES, Conversation, MediaRef, Modality, Part, Region, Role, Turn
+from mmchat.errors import SampleError
+from mmchat.modalities import MediaPlan, Preprocess
+from mmchat.models.connector import AnyConnectorConfig
+from mmchat.models.fusion import AnyFusionConfig, FLoRAConfig, LateConfig
+
+MAX_SHRINK = 4
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The fixed text around turns.
+
+    A turn is prefix + content + end + tail; `end` is what the model learns to say when it is done. `begin` opens a
+    conversation that has no system turn, `begin_system` one that has; system None: the format has no such role.
+    """
+
+    begin: str
+    begin_system: str
+    system: tuple[str, str] | None  # prefix, end and tail together
+    user: tuple[str, str]
+    assistant: tuple[str, str, str]  # prefix, end, tail
+
+
+CHATML = ChatFormat(
+    begin="",
+    begin_system="",
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
+    user=("<|im_start|>user\n", "<|im_end|>\n"),
+    assistant=("<|im_start|>assistant\n", "<|im_end|>", "\n"),
+)
+
+
+def chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """The format of that name; `auto` takes the tokenizer's own template apart.
+
+    Raises:
+        ValueError: the template is absent, or is not made of turns one after the other.
+    """
+    end = tokenizer.eos_token or ""
+    match name:
+        case "chatml":
+            return CHATML
+        case "vicuna":
+            return ChatFormat("", "", ("", " "), ("USER: ", " "), ("ASSISTANT: ", end, ""))
+        case "plain":
+            return ChatFormat("", "", ("", "\n"), ("User: ", "\n"), ("Assistant: ", end, "\n"))
+    if not tokenizer.chat_template:
+        raise ValueError("chat.format: auto needs a tokenizer with a chat template; choose chatml, vicuna or plain")
+    return _take_apart(tokenizer)
+
+
+def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
+    """Renders probe conversations through the tokenizer's template and reads the fixed text off them."""
+
+    def rendered(*turns: tuple[Role, str], answer: bool = False) -> str:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+
+    u1, a1, u2, a2, s = "QX1XQ", "QX2XQ", "QX3XQ", "QX4XQ", "QX0XQ"
+    talk: list[tuple[Role, str]] = [("user", u1), ("assistant", a1), ("user", u2), ("assistant", a2)]
+    whole = rendered(*talk)
+    pieces = [whole]
+    for probe in (u1, a1, u2, a2):
+        before, found, after = pieces.pop().partition(probe)
+        if not found:
+            raise ValueError("chat.format: auto: this template changes what is said; choose chatml, vicuna or plain")
+        pieces += [before, after]
+    opening, to_assistant, to_user, to_assistant_again, closing = pieces
+    prompt = rendered(talk[0], answer=True)
+    assistant_prefix = prompt.partition(u1)[2]
+    user_close = to_assistant
+    for start in range(len(to_assistant) + 1):  # the longest end of `to_assistant` that the generation prompt ends in
+        if assistant_prefix.endswith(to_assistant[start:]) and rendered(talk[0]).endswith(u1 + to_assistant[:start]):
+            user_close, assistant_prefix = to_assistant[:start], to_assistant[start:]
+            break
+    common = 0
+    while common < min(len(to_user), len(closing)) and to_user[common] == closing[common]:
+        common += 1
+    assistant_close, user_prefix = to_user[:common], to_user[common:]
+    end, tail = _split_end(assistant_close, tokenizer)
+    begin = opening.removesuffix(user_prefix)
+    system: tuple[str, str] | None = None
+    begin_system = begin
+    try:
+        with_system = rendered(("system", s), talk[0])
+    except Exception:  # a template refuses a role by raising whatever its author chose
+        with_system = ""
+    before, found, after = with_system.partition(s)
+    between = after.partition(u1)[0]
+    if found and between.endswith(user_prefix) and u1 in after:
+        bos = tokenizer.bos_token or ""
+        begin_system = bos if bos and before.startswith(bos) and begin.startswith(bos) else ""
+        system = (before.removeprefix(begin_system), between.removesuffix(user_prefix))
+    made = begin + user_prefix + u1 + user_close + assistant_prefix + a1 + assistant_close
+    made += user_prefix + u2 + user_close + assistant_prefix + a2
+    if to_assistant != to_assistant_again or not whole.startswith(made):
+        raise ValueError(
+            "chat.format: auto cannot take this tokenizer's template apart (its turns are not simply one after the "
+            "other); choose chatml, vicuna or plain"
+        )
+    return ChatFormat(begin, begin_system, system, (user_prefix, user_close), (assistant_prefix, end, tail))
+
+
+def _split_end(close: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Splits what follows an answer after its first special token; without one, the end-of-text token is added."""
+    ends = [
+        close.index(token) + len(token) for token in tokenizer.get_added_vocab() if token and token in close
+    ]
+    if ends:
+        return close[: min(ends)], close[min(ends) :]
+    return tokenizer.eos_token or "", close
+
+
+@dataclass(frozen=True)
+class PlannedMedia:
+    """One present item of a sample: what it will become, and where its placeholders stand in the sample.
+
+    Under late fusion there are none, and `start` is the first token that may look at the item.
+    """
+
+    modality: Modality
+    ref: MediaRef
+    plan: MediaPlan
+    start: int
+    num_placeholders: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A conversation as tokens, before its media is decoded.
+
+    labels are shifted: labels[i] is the token to predict at position i. gates: [length, modalities] float32.
+    """
+
+    key: str
+    token_ids: list[int]
+    labels: list[int]
+    gates: np.ndarray
+    media: tuple[PlannedMedia, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_patches(self) -> int:
+        return sum(item.plan.num_patches for item in self.media)
+
+
+class ChatTemplate:
+    """Renders conversations for one model: its tokenizer, its modalities and its kind of fusion."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: ChatConfig,
+        preprocesses: Mapping[Modality, Preprocess],
+        connectors: Mapping[Modality, AnyConnectorConfig],
+        fusion: AnyFusionConfig,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self.format = chat_format(config.format, tokenizer)
+        self.preprocesses = preprocesses
+        self.connectors = connectors
+        self.fusion = fusion
+        self.end_ids = self._special(self.format.assistant[1])
+        if not self.end_ids:
+            raise ValueError("the chat format has no end of an answer, so that the model could not learn to stop")
+        # Any id does at a placeholder: the embedding there is replaced.
+        self.placeholder_id = self.end_ids[0]
+
+    def render(
+        self,
+        conversation: Conversation,
+        key: str = "",
+        rng: random.Random | None = None,
+        shrink: int = 0,
+        skip_turns: int = 0,
+        answer: bool = False,
+    ) -> Sample:
+        """Tokens of a whole conversation.
+
+        Args:
+            rng: draws the training-time dropouts; None drops nothing.
+            shrink: passed on to the media plans.
+            skip_turns: leaves out this many of the oldest turns that are not the system's.
+            answer: ends with the opening of an assistant turn, for generation.
+        Raises:
+            SampleError: an unknown modality, an unreadable header, a region without its picture.
+        """
+        conversation, closed = self._drop_out(conversation, rng)
+        plans = self._plans(conversation, shrink)
+        turns = list(conversation.turns)
+        system = [turn for turn in turns[:1] if turn.role == "system"]
+        writer = _Writer(self, plans, key)
+        said = turns[len(system) + skip_turns :]
+        skipped = Conversation(tuple(turns[: len(turns) - len(said)]))
+        numbers = iter(range(len(skipped.media), len(plans)))  # media keeps its number when turns are left out
+        for turn in writer.begin(system[0] if system else None, said):
+            writer.turn(turn, numbers)
+        if answer:
+            writer.special(self.format.assistant[0])
+        return writer.sample(closed)
+
+    def fit(
+        self, conversation: Conversation, key: str, rng_seed: str, max_tokens: int, max_patches: int
+    ) -> Sample:
+        """Renders within a budget: shrinks media, then drops the oldest turns, then refuses. Media is never cut.
+
+        Raises:
+            SampleError: nothing fits, or nothing in it is learned.
+        """
+        sample = self.render(conversation, key, random.Random(rng_seed))
+        if not any(label != IGNORE for label in sample.labels):
+            raise SampleError("nothing to learn", f"{key}: no turn of this conversation is learned; wanted an answer")
+        shrink = skip = 0
+        has_system = bool(conversation.turns) and conversation.turns[0].role == "system"
+        droppable = len(conversation.turns) - int(has_system)
+        while len(sample) > max_tokens or sample.num_patches > max_patches:
+            if shrink < MAX_SHRINK and sample.media:
+                shrink += 1
+            elif skip + 2 < droppable:
+                skip += 2
+            else:
+                raise SampleError(
+                    "does not fit the budget",
+                    f"{key}: {len(sample)} tokens and {sample.num_patches} patches after shrinking media and dropping "
+                    f"turns; the pack holds {max_tokens} and {max_patches}. Raise batch.tokens or batch.patches, or "
+                    "choose a connector with fewer tokens",
+                )
+            sample = self.render(conversation, key, random.Random(rng_seed), shrink, skip)
+        if not any(label != IGNORE for label in sample.labels):
+            raise SampleError("nothing to learn", f"{key}: no learned turn is left within the budget")
+        return sample
+
+    def stub(self, key: str) -> Sample:
+        """One token with nothing to learn, in place of a sample that cannot be decoded."""
+        gates = np.zeros((1, len(MODALITIES)), np.float32)
+        return Sample(key, [self.end_ids[0]], [IGNORE], gates)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of what somebody said: special tokens in it are spelled out, not obeyed."""
+        encoded: Any = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
+
+    def _special(self, text: str) -> list[int]:
+        """Ids of the format's own text, whose special tokens count."""
+        encoded: Any = self.tokenizer(text, add_special_tokens=False)
+        return list(encoded["input_ids"]) if text else []
+
+    def _drop_out(
+        self, conversation: Conversation, rng: random.Random | None
+    ) -> tuple[Conversation, frozenset[Modality]]:
+        """Draws modality dropout (items become absent) and adapter dropout (returned: modalities with closed gates)."""
+        if rng is None:
+            return conversation, frozenset()
+        adapter = self.fusion.adapter_dropout if isinstance(self.fusion, FLoRAConfig) else {}
+        # Both draws happen for every modality, so that a rate does not change the other draws.
+        draws = {modality: (rng.random(), rng.random()) for modality in MODALITIES}
+        gone = {m for m in MODALITIES if draws[m][0] < self.fusion.modality_dropout.get(m, 0.0)}
+        closed = frozenset(m for m in MODALITIES if draws[m][1] < adapter.get(m, 0.0))
+        if gone:
+            conversation = Conversation(tuple(_without(turn, gone) for turn in conversation.turns))
+        return conversation, closed
+
+    def _plans(self, conversation: Conversation, shrink: int) -> list[tuple[MediaRef, MediaPlan | None]]:
+        plans: list[tuple[MediaRef, MediaPlan | None]] = []
+        for ref in conversation.media:
+            if ref.data is None:
+                plans.append((ref, None))
+                continue
+            preprocess = self.preprocesses.get(ref.modality)
+            if preprocess is None:
+                raise SampleError(
+                    "modality not in the model",
+                    f"found {ref.modality}, but model.modalities has {', '.join(self.preprocesses) or 'none'}",
+                )
+            header = ref.header or preprocess.header(ref.read())
+            plans.append((ref, preprocess.plan(header, shrink)))
+        return plans
+
+
+def _without(turn: Turn, gone: set[Modality]) -> Turn:
+    parts: tuple[Part, ...] = tuple(
+        replace(part, data=None) if isinstance(part, MediaRef) and part.modality in gone else part
+        for part in turn.parts
+    )
+    return replace(turn, parts=parts)
+
+
+class _Writer:
+    """Collects ids, learned marks and media while a conversation is rendered."""
+
+    def __init__(self, template: ChatTemplate, plans: list[tuple[MediaRef, MediaPlan | None]], key: str) -> None:
+        self.template = template
+        self.plans = plans
+        self.key = key
+        self.ids: list[int] = []
+        self.learned: list[bool] = []
+        self.media: list[PlannedMedia] = []
+
+    def begin(self, system: Turn | None, said: list[Turn]) -> list[Turn]:
+        """Writes the opening and the system turn; returns the turns that are left to write."""
+        chat_format, config = self.template.format, self.template.config
+        text = config.system
+        if system is not None:
+            if not all(isinstance(part, str) for part in system.parts):
+                raise SampleError("media in the system turn", f"{self.key}: a system turn may only hold text")
+            text = "".join(part for part in system.parts if isinstance(part, str))
+        if text is None:
+            self.special(chat_format.begin)
+        elif chat_format.system is not None:
+            self.special(chat_format.begin_system + chat_format.system[0])
+            self._add(self.template.text_ids(text), learned=False)
+            self.special(chat_format.system[1])
+        else:  # a format without the role: said at the head of the first user turn
+            self.special(chat_format.begin)
+            if said:
+                said = [replace(said[0], parts=(f"{text}\n\n", *said[0].parts)), *said[1:]]
+        return said
+
+    def turn(self, turn: Turn, numbers: Iterator[int]) -> None:
+        """One user or assistant turn."""
+        chat_format = self.template.format
+        if turn.role == "system":
+            raise SampleError("system turn out of place", f"{self.key}: only the first turn may be the system's")
+        prefix = chat_format.user[0] if turn.role == "user" else chat_format.assistant[0]
+        self.special(prefix)
+        text = ""
+        for part in turn.parts:
+            if isinstance(part, MediaRef):
+                self._say(text, turn.is_learned)
+                text = ""
+                self._place(next(numbers))
+            elif isinstance(part, Region):
+                text += self._region(part)
+            else:
+                text += part
+        self._say(text, turn.is_learned)
+        if turn.role == "user":
+            self.special(chat_format.user[1], learned=turn.is_learned)
+        else:
+            self.special(chat_format.assistant[1], learned=turn.is_learned)
+            self.special(chat_format.assistant[2])
+
+    def special(self, text: str, learned: bool = False) -> None:
+        self._add(self.template._special(text), learned)
+
+    def sample(self, closed: frozenset[Modality]) -> Sample:
+        gates = np.zeros((len(self.ids), len(MODALITIES)), np.float32)
+        fusion = self.template.fusion
+        for item in self.media:
+            if isinstance(fusion, FLoRAConfig) and item.modality not in closed:
+                own = fusion.scope == "own_tokens"
+                rows = slice(item.start, item.start + item.num_placeholders) if own else slice(None)
+                gates[rows, MODALITIES.index(item.modality)] = 1.0
+        following = [*self.ids[1:], 0]
+        learned = [*self.learned[1:], False]
+        labels = [token if learns else IGNORE for token, learns in zip(following, learned, strict=True)]
+        return Sample(self.key, self.ids, labels, gates, tuple(self.media))
+
+    def _say(self, text: str, learned: bool) -> None:
+        if text:
+            self._add(self.template.text_ids(text), learned)
+
+    def _add(self, ids: list[int], learned: bool) -> None:
+        self.ids += ids
+        self.learned += [learned] * len(ids)
+
+    def _place(self, number: int) -> None:
+        """Media item `number`: its placeholders and the text after them; nothing at all where it is absent."""
+        ref, plan = self.plans[number]
+        if plan is None:
+            return
+        is_late = isinstance(self.template.fusion, LateConfig)
+        num = 0 if is_late else self.template.connectors[ref.modality].num_tokens(plan.shape)
+        self.media.append(PlannedMedia(ref.modality, ref, plan, len(self.ids), num))
+        self._add([self.template.placeholder_id] * num, learned=False)
+        self._add(self.template.text_ids(self.template.config.media_suffix.get(ref.modality, "")), learned=False)
+
+    def _region(self, region: Region) -> str:
+        geometry = None
+        if 0 <= region.media < len(self.plans):
+            ref, plan = self.plans[region.media]
+            if plan is None and ref.header is not None and ref.modality in self.template.preprocesses:
+                plan = self.template.preprocesses[ref.modality].plan(ref.header)  # dropped, but its size is known
+            geometry = plan.geometry if plan is not None else None
+        if geometry is None:
+            raise SampleError(
+                "region without its picture",
+                f"{self.key}: a region names media item {region.media}; the conversation has {len(self.plans)} items, "
+                "and this one has no known size",
+            )
+        return self.template.config.regions.render(region, geometry)

@@ -1,0 +1,117 @@
+"""A conversation with a model: streamed answers, and a cache kept across turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from mmchat.conversation import Conversation, Part, Turn
+from mmchat.data.chat_template import Sample
+from mmchat.data.pack import collate, load_media
+from mmchat.inference.generate import Decoding, TokenStream, decode
+from mmchat.inference.load import Loaded
+
+
+class ChatSession:
+    """One conversation. A picture is encoded and read once, however many questions follow.
+
+    The key-value cache is kept as far as the tokens and the fusion's gates of the conversation have not changed: a
+    modality that appears in a later turn opens its gates on the earlier tokens too (scope `segment`), so they are then
+    read again, exactly as training would see them.
+    """
+
+    def __init__(self, loaded: Loaded, decoding: Decoding | None = None, system: str | None = None) -> None:
+        self.loaded = loaded
+        self.decoding = decoding or Decoding()
+        self.turns: tuple[Turn, ...] = () if system is None else (Turn("system", (system,)),)
+        self._cache: DynamicCache | None = None
+        self._cached: Sample | None = None
+        self._decoded: dict[int, Tensor] = {}  # by identity of the MediaRef, which `turns` keeps alive
+
+    def ask(self, parts: Sequence[Part]) -> Iterator[str]:
+        """Says one user turn and yields the answer in pieces of text.
+
+        Raises:
+            SampleError: a media item cannot be used; the conversation is as before.
+        """
+        loaded = self.loaded
+        turns = (*self.turns, Turn("user", tuple(parts)))
+        sample = loaded.template.render(Conversation(turns), answer=True)
+        # Decoded before the cache is touched, so that an unusable item leaves the conversation as it was.
+        for item in sample.media:
+            if id(item.ref) not in self._decoded:
+                self._decoded[id(item.ref)] = load_media(replace(sample, media=(item,)), loaded.template)[0]
+        known = self._shared_length(sample)
+        rest = _after(sample, known, keep_media=loaded.model.late is not None)
+        batch = collate([rest], [[self._decoded[id(item.ref)] for item in rest.media]])
+        batch = replace(batch, positions=batch.positions + known).to(loaded.device)
+        stream = TokenStream(
+            loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache
+        )
+        ids: list[int] = []
+        text = ""
+        for chosen in stream:
+            ids.append(int(chosen[0]))
+            longer = decode(loaded.template, ids)
+            if longer.startswith(text) and not longer.endswith("\ufffd"):  # half a character waits for its rest
+                if longer != text:
+                    yield longer[len(text) :]
+                text = longer
+        text = decode(loaded.template, ids)
+        self.turns = (*turns, Turn("assistant", (text,)))
+        self._cache = stream.cache
+        self._cached = _extended(sample, ids[:-1])
+
+    def _shared_length(self, sample: Sample) -> int:
+        """How many tokens of the cache still hold for this prompt; the cache is cut to them."""
+        known = 0
+        if self._cached is not None and self._cache is not None:
+            known = _common_length(self._cached, sample)
+        # At least one token must be fed to get an answer from.
+        known = min(known, len(sample) - 1)
+        if self._cache is None or known == 0:
+            self._cache = None
+            return 0
+        if known < self._cache.get_seq_length():
+            if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
+                self._cache = None  # a sliding window has forgotten what a cut would need
+                return 0
+            self._cache.crop(known)
+        return known
+
+
+def _common_length(old: Sample, new: Sample) -> int:
+    """Length of the common beginning of two samples: tokens, gates and media alike; never inside a media item."""
+    length = min(len(old), len(new))
+    same = np.array(old.token_ids[:length]) == np.array(new.token_ids[:length])
+    same &= (old.gates[:length] == new.gates[:length]).all(axis=1)
+    common = length if same.all() else int(same.argmin())
+    for i in range(max(len(old.media), len(new.media))):
+        pair = [media[i] for media in (old.media, new.media) if i < len(media)]
+        if len(pair) < 2 or pair[0].ref is not pair[1].ref or pair[0].start != pair[1].start:
+            return min(common, *(item.start for item in pair))
+        if pair[0].start < common < pair[0].start + pair[0].num_placeholders:
+            return pair[0].start
+    return common
+
+
+def _after(sample: Sample, known: int, keep_media: bool) -> Sample:
+    """The tokens that are not in the cache, and their media.
+
+    keep_media: under late fusion every token looks at all media, so all of it stays, where it was.
+    """
+    media = sample.media
+    if not keep_media:
+        media = tuple(replace(item, start=item.start - known) for item in media if item.start >= known)
+    return Sample(sample.key, sample.token_ids[known:], sample.labels[known:], sample.gates[known:], media)
+
+
+def _extended(sample: Sample, ids: list[int]) -> Sample:
+    """The prompt with the generated tokens that are in the cache."""
+    gates = np.concatenate([sample.gates, np.repeat(sample.gates[-1:], len(ids), axis=0)])
+    token_ids = [*sample.token_ids, *ids]
+    return Sample(sample.key, token_ids, [*sample.labels, *([-100] * len(ids))], gates, sample.media)

@@ -1,0 +1,76 @@
+"""From a checkpoint folder, or a configuration that has not been trained, to a model that can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from mmchat.checkpoint import Checkpoint, CheckpointError, checkpoints_in, load_weights, open_checkpoint
+from mmchat.config import RunConfig, load_config, parse_config
+from mmchat.data.build import build_template
+from mmchat.data.chat_template import ChatTemplate
+from mmchat.models.mmchat import MMChat
+from mmchat.models.parts import names_in
+from mmchat.models.probe import probe_agrees, probe_logits
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode with the template it was trained with."""
+
+    model: MMChat
+    template: ChatTemplate
+    config: RunConfig
+    device: torch.device
+    checkpoint: Checkpoint | None
+
+
+def load(path: str | Path, dtype: str | None = None) -> Loaded:
+    """Loads a checkpoint folder; of a run's or stage's folder, the newest one; of a YAML, the untrained model.
+
+    Args:
+        dtype: "float32" or "bfloat16"; by default bfloat16 on a GPU and float32 on a CPU.
+    Raises:
+        ValueError: nothing that can be loaded is there, it is damaged, or it answers its stored probe differently.
+    """
+    path = Path(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    checkpoint = None
+    if path.suffix in (".yaml", ".yml"):
+        config = load_config(path)
+    else:
+        checkpoint = open_checkpoint(find(path))
+        config = parse_config(yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml"))
+    model = config.model.build(getattr(torch, dtype), config.seed)
+    if checkpoint is not None:
+        is_full = config.model.fusion.kind == "full"
+        names = names_in(model, set(checkpoint.manifest["parts"]), is_full)
+        load_weights(model, checkpoint.weights(), names, checkpoint.folder)
+    model.to(device).eval()
+    if checkpoint is not None:
+        stored = checkpoint.manifest["probe"]
+        if not probe_agrees(probe_logits(model, device), stored["logits"], stored["dtype"] == dtype):
+            raise CheckpointError(
+                f"{checkpoint.folder}: the model does not answer the stored probe as it did when it was saved. Its base "
+                "models, or the code that loads them, are not the same; compare `bases` in manifest.json"
+            )
+    return Loaded(model, build_template(config), config, device, checkpoint)
+
+
+def find(path: Path) -> Path:
+    """A checkpoint folder itself, or the newest checkpoint below a stage's or run's folder."""
+    if checkpoints_in(path.parent) and path in checkpoints_in(path.parent):
+        return path
+    if (path / "manifest.json").is_file():
+        return path
+    found = checkpoints_in(path) or [c for stage in path.glob("*/") for c in checkpoints_in(stage)]
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no checkpoint. Wanted a folder with manifest.json, a stage's or run's folder under "
+            "checkpoints/, or a configuration file (.yaml) for the untrained model"
+        )
+    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime)

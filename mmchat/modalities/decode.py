@@ -1,0 +1,393 @@
+"""Pixels and samples out of encoded bytes, without torch and without the rest of mmchat.
+
+Run as a program, this file is the child of `mmchat.modalities.sandbox`: decoders of video and audio are
+large C libraries that read untrusted bytes, so they work where they can be killed. `fit_square` is here
+because still pictures and video frames must be resized by the same code.
+
+A message, in either direction, is its sizes (see `_SIZES`), a JSON object and raw bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import struct
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from itertools import chain
+from typing import IO, Any, Literal
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image
+
+Resize = Literal["pad", "squash", "crop"]
+
+# A padded square larger than this is made from a picture that was shrunk first: a strip of 20000 x 400 pixels
+# would otherwise need a canvas of 1.2 GB.
+_CANVAS_SIDE = 4096
+
+# The containers that are opened. FFmpeg also reads playlists, whose entries name other files and addresses.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,mp3,wav,flac,aac,aiff,gif"
+
+_SIZES = struct.Struct("<IQ")  # bytes of JSON, raw bytes
+
+
+class Refusal(Exception):
+    """An item that cannot be used: (reason, detail), which the parent raises as SampleError."""
+
+
+def write_message(file: IO[bytes], content: dict[str, Any], payload: bytes | memoryview = b"") -> None:
+    text = json.dumps(content).encode()
+    file.write(_SIZES.pack(len(text), len(payload)))
+    file.write(text)
+    file.write(payload)
+    file.flush()
+
+
+def read_message(file: IO[bytes]) -> tuple[dict[str, Any], bytes]:
+    """Raises EOFError where the other side is gone."""
+
+    def exactly(size: int) -> bytes:
+        data = file.read(size)
+        if len(data) != size:
+            raise EOFError(f"wanted {size} bytes, found {len(data)}")
+        return data
+
+    text_size, payload_size = _SIZES.unpack(exactly(_SIZES.size))
+    return json.loads(exactly(text_size)), exactly(payload_size)
+
+
+def cropped_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height once the shorter side is scaled to `size` pixels, rounded as torchvision rounds."""
+    if width <= height:
+        return size, int(size * height / width)
+    return int(size * width / height), size
+
+
+def fit_square(
+    image: Image.Image, size: int, resize: Resize, fill: Sequence[int], resample: Image.Resampling
+) -> Image.Image:
+    """Brings an RGB picture to size x size pixels.
+
+    pad: centred in a square of its longer side, the rest filled with `fill`; squash: both axes stretched;
+    crop: the shorter side scaled to `size`, then the centre.
+    """
+    if resize == "squash":
+        return image.resize((size, size), resample)
+    if resize == "crop":
+        width, height = cropped_size(*image.size, size)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+    if max(image.size) > _CANVAS_SIDE:
+        scale = _CANVAS_SIDE / max(image.size)
+        image = image.resize(
+            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample
+        )
+    side = max(image.size)
+    canvas = Image.new("RGB", (side, side), tuple(fill))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas.resize((size, size), resample)
+
+
+def video_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Container facts, and the size and rotation of the first frame, the only one that is decoded."""
+    container, stream = _open(data, "video")
+    with container:
+        frame = next(_decoded(container, stream), None)
+        if frame is None:
+            raise Refusal("empty video", "no frame of the video track can be decoded")
+        height, width = _upright(frame).shape[:2]
+        duration_s = _duration_s(data, container, stream)
+        rate = stream.average_rate or stream.guessed_rate
+        num_frames = stream.frames or (round(duration_s * rate) if rate else None)
+    fps = float(rate) if rate else (num_frames / duration_s if num_frames and duration_s else None)
+    return {
+        "width": width,
+        "height": height,
+        "num_frames": num_frames,
+        "fps": fps,
+        "duration_s": duration_s,
+    }, b""
+
+
+def video_frames(
+    data: bytes,
+    times_s: Sequence[float],
+    size: int,
+    resize: Resize,
+    fill: Sequence[int],
+    interpolation: str,
+    backend: str,
+) -> tuple[dict[str, Any], memoryview]:
+    """For each of the rising `times_s` the frame shown then, as [frames, size, size, 3] uint8, and its time.
+
+    Seconds count from the first frame. A time behind the last frame takes the last frame; a video that ends
+    before half of the times is refused, its header lied.
+    """
+    squares = np.empty((len(times_s), size, size, 3), np.uint8)
+    found_s: list[float] = []
+    for index, (pixels, time_s) in enumerate(_BACKENDS[backend](data, times_s)):
+        if found_s and time_s == found_s[-1]:
+            squares[index] = squares[index - 1]
+        else:
+            resample = Image.Resampling[interpolation.upper()]
+            squares[index] = np.asarray(fit_square(Image.fromarray(pixels), size, resize, fill, resample))
+        found_s.append(time_s)
+    assert len(found_s) == len(times_s)
+    return {"times_s": found_s}, squares.data.cast("B")
+
+
+def audio_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Sample rate and duration, of a sound file or of the audio track of a video."""
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            rate_hz, duration_s = file.samplerate, file.frames / file.samplerate
+    except soundfile.LibsndfileError:
+        container, stream = _open(data, "audio")
+        with container:
+            rate_hz, duration_s = stream.rate, _duration_s(data, container, stream)
+    return {"sample_rate_hz": rate_hz, "duration_s": duration_s}, b""
+
+
+def audio_samples(
+    data: bytes, sample_rate_hz: int, max_duration_s: float
+) -> tuple[dict[str, Any], memoryview]:
+    """The mean of all channels at `sample_rate_hz`, float32, at most `max_duration_s` of it."""
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            rate_hz = file.samplerate
+            samples = file.read(math.ceil(max_duration_s * rate_hz), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError:
+        rate_hz, samples = _av_samples(data, max_duration_s)
+    if not len(samples):
+        raise Refusal("empty audio", "the file holds no samples")
+    if not np.isfinite(samples).all():
+        raise Refusal("audio not finite", "some samples are NaN or infinite")
+    mono = soxr.resample(samples.mean(axis=1), rate_hz, sample_rate_hz)
+    return {}, np.ascontiguousarray(mono, np.float32).data.cast("B")
+
+
+def _open(data: bytes, kind: Literal["video", "audio"]) -> tuple[Any, Any]:
+    """The container and its first track of a kind."""
+    container = av.open(BytesIO(data), options={"format_whitelist": _CONTAINERS}, metadata_errors="ignore")
+    tracks = container.streams.video if kind == "video" else container.streams.audio
+    for track in tracks:
+        if track.disposition & av.stream.Disposition.attached_pic:
+            continue  # the cover of a sound file
+        track.codec_context.thread_count = 1  # loader workers are the parallelism
+        return container, track
+    found = ", ".join(stream.type for stream in container.streams) or "nothing"
+    container.close()
+    raise Refusal(f"no {kind} track", f"the file holds {found}")
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames in order of presentation; a damaged packet costs its own frames only."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            continue
+
+
+def _duration_s(data: bytes, container: Any, stream: Any) -> float:
+    """What the container says, or, where it is silent (browser recordings), the sum of its packets."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if container.duration:
+        return container.duration / av.time_base
+    container, stream = _open(data, stream.type)
+    with container:
+        spans = [
+            (packet.pts, packet.pts + (packet.duration or 0))
+            for packet in container.demux(stream)
+            if packet.pts is not None
+        ]
+    if not spans:
+        return 0.0
+    return float((max(end for _, end in spans) - min(start for start, _ in spans)) * stream.time_base)
+
+
+def _pts(item: Any) -> int:
+    """Presentation time of a packet or frame in ticks; AVI has decoding times only."""
+    return item.dts if item.pts is None else item.pts
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """[height, width, 3], with the container's rotation applied."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _refuse_short(times_s: Sequence[float], end_s: float) -> None:
+    if 2 * sum(time_s >= end_s for time_s in times_s) > len(times_s):
+        raise Refusal(
+            "truncated video", f"it ends at {end_s:.3f} s, frames up to {times_s[-1]:.3f} s were wanted"
+        )
+
+
+def _pyav_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
+    """Reads all packets once, for the true times, then decodes only where frames are wanted."""
+    container, stream = _open(data, "video")
+    ticks: list[int] = []
+    keys: list[
+        tuple[int, int]
+    ] = []  # presentation and decoding time of each packet that decoding may start at
+    last_duration = 0
+    for packet in container.demux(stream):
+        if packet.size == 0 or packet.is_discard or (packet.pts is None and packet.dts is None):
+            continue
+        ticks.append(_pts(packet))
+        last_duration = packet.duration or last_duration
+        if packet.is_keyframe:
+            keys.append((_pts(packet), _pts(packet) if packet.dts is None else packet.dts))
+    if not ticks:
+        raise Refusal("empty video", "the video track holds no packets")
+    ticks.sort()
+    keys.sort()
+    _refuse_short(times_s, float((ticks[-1] + last_duration - ticks[0]) * stream.time_base))
+
+    def from_start() -> tuple[Any, Any, Iterator[Any]]:
+        container.close()
+        fresh, track = _open(data, "video")
+        return fresh, track, _decoded(fresh, track)
+
+    container, stream, frames = from_start()
+    frame = next(frames, None)
+    for time_s in times_s:
+        # A thousandth of a tick forgives that a time such as 0.1 s is no binary fraction.
+        tick = ticks[max(0, bisect_right(ticks, ticks[0] + time_s / float(stream.time_base) + 1e-3) - 1)]
+        place = bisect_right(keys, (tick, math.inf)) - 1
+        if frame is not None and place >= 0 and keys[place][0] > _pts(frame):
+            container.seek(keys[place][1], stream=stream)
+            frames = _decoded(container, stream)
+            frame = next(frames, None)
+            if frame is None or _pts(frame) > tick:  # a container without a proper index
+                container, stream, frames = from_start()
+                frame = next(frames, None)
+        if frame is None:
+            raise Refusal("empty video", "no frame of the video track can be decoded")
+        while _pts(frame) < tick:
+            following = next(frames, None)
+            if following is None:
+                break
+            if _pts(following) > tick:  # the wanted frame is damaged: the one before it stays on the screen
+                frames = chain([following], frames)
+                break
+            frame = following
+        yield _upright(frame), float((_pts(frame) - ticks[0]) * stream.time_base)
+    container.close()
+
+
+def _decord_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
+    import decord
+
+    reader = decord.VideoReader(BytesIO(data), num_threads=1)
+    spans = reader.get_frame_timestamp(range(len(reader)))  # [frames, 2] start and end in seconds
+    starts_s = spans[:, 0] - spans[0, 0]
+    _refuse_short(times_s, float(spans[-1, 1] - spans[0, 0]))
+    for index in np.searchsorted(starts_s, np.asarray(times_s) + 1e-6, side="right") - 1:
+        yield reader[int(index)].asnumpy(), float(starts_s[index])
+
+
+def _torchcodec_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(data, dimension_order="NHWC", num_ffmpeg_threads=1)
+    start_s, end_s = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+    _refuse_short(times_s, end_s - start_s)
+    for time_s in times_s:
+        frame = decoder.get_frame_played_at(min(start_s + time_s, end_s - 1e-6))
+        yield frame.data.numpy(), frame.pts_seconds - start_s
+
+
+_BACKENDS: dict[str, Callable[[bytes, Sequence[float]], Iterator[tuple[np.ndarray, float]]]] = {
+    "pyav": _pyav_frames,
+    "decord": _decord_frames,
+    "torchcodec": _torchcodec_frames,
+}
+
+
+def _av_samples(data: bytes, max_duration_s: float) -> tuple[int, np.ndarray]:
+    """Sample rate and [samples, channels] float32 of the first audio track."""
+    container, stream = _open(data, "audio")
+    pieces: list[np.ndarray] = []
+    with container:
+        rate_hz, wanted = stream.rate, math.ceil(max_duration_s * stream.rate)
+        to_float = av.AudioResampler(format="fltp")
+        for frame in chain(_decoded(container, stream), [None]):  # None flushes
+            pieces += [piece.to_ndarray() for piece in to_float.resample(frame)]
+            if sum(piece.shape[1] for piece in pieces) >= wanted:
+                break
+    if not pieces:
+        return rate_hz, np.empty((0, 1), np.float32)
+    return rate_hz, np.concatenate(pieces, axis=1).T[:wanted]
+
+
+def hang(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Stands for a decoder that never returns; for tests of the time limit."""
+    while True:
+        time.sleep(1)
+
+
+def crash(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Stands for a decoder that takes its process along; for tests."""
+    os.abort()
+
+
+def allocate(data: bytes, size: int) -> tuple[dict[str, Any], bytes]:
+    """Stands for a decoder that wants `size` bytes; for tests of the memory limit."""
+    return {"size": len(bytearray(size))}, b""
+
+
+_COMMANDS: dict[str, tuple[str, Callable[..., tuple[dict[str, Any], bytes | memoryview]]]] = {
+    "video_header": ("undecodable video", video_header),
+    "video_frames": ("undecodable video", video_frames),
+    "audio_header": ("undecodable audio", audio_header),
+    "audio_samples": ("undecodable audio", audio_samples),
+    "hang": ("", hang),
+    "crash": ("", crash),
+    "allocate": ("out of memory", allocate),
+}
+
+
+def main(timeout_s: float, memory_bytes: int) -> None:
+    """Answers requests on stdin until it ends."""
+    requests = sys.stdin.buffer
+    # Only answers may reach the pipe: what a library prints goes to stderr.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    av.logging.set_level(av.logging.PANIC)
+    if memory_bytes:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    # The parent kills a child that is late. Should the parent be gone by then, the child's own clock ends it.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    write_message(answers, {"ready": True})
+    while True:
+        try:
+            request, data = read_message(requests)
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s)
+        reason, command = _COMMANDS[request["command"]]
+        try:
+            answer, payload = command(data, **request["arguments"])
+        except Refusal as refusal:
+            answer, payload = {"refused": list(refusal.args)}, b""
+        except Exception as error:  # whatever a decoder stumbles over
+            answer, payload = {"refused": [reason, f"{type(error).__name__}: {error}"]}, b""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        write_message(answers, answer, payload)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]))

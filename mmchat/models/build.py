@@ -1,0 +1,117 @@
+"""The model's configuration and how its parts are put together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmchat.conversation import Modality
+from mmchat.modalities import Preprocess
+from mmchat.modalities.audio import AudioConfig
+from mmchat.modalities.image import ImageConfig
+from mmchat.modalities.video import VideoConfig
+from mmchat.models.connector import ConnectorConfig
+from mmchat.models.fusion import (
+    FLoRAConfig,
+    FusionConfig,
+    LateConfig,
+    LateFusion,
+    LoRAConfig,
+    adapt,
+)
+from mmchat.models.llm import LLMConfig, decoder_of
+from mmchat.models.mmchat import MMChat
+from mmchat.schema import Schema
+
+
+class ImageEntry(ImageConfig):
+    connector: ConnectorConfig
+
+
+class VideoEntry(VideoConfig):
+    connector: ConnectorConfig
+
+
+class AudioEntry(AudioConfig):
+    connector: ConnectorConfig
+
+
+class Modalities(Schema):
+    """Which modalities the model has; a modality that is not named does not exist for it."""
+
+    image: ImageEntry | None = None
+    video: VideoEntry | None = None
+    audio: AudioEntry | None = None
+
+    def entries(self) -> dict[Modality, ImageEntry | VideoEntry | AudioEntry]:
+        named: dict[Modality, Any] = {"image": self.image, "video": self.video, "audio": self.audio}
+        return {modality: entry for modality, entry in named.items() if entry is not None}
+
+    def preprocesses(self) -> dict[Modality, Preprocess]:
+        """One preprocess a modality, for training, inference and serving alike; loads no weights."""
+        return {
+            modality: entry.preprocess(self.image) if isinstance(entry, VideoEntry) else entry.preprocess()
+            for modality, entry in self.entries().items()
+        }
+
+
+class ModelConfig(Schema):
+    llm: LLMConfig
+    modalities: Modalities = Modalities()
+    fusion: FusionConfig = FLoRAConfig()
+
+    def build(
+        self,
+        dtype: torch.dtype,
+        seed: int,
+        gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]] = lambda _: nullcontext(),
+    ) -> MMChat:
+        """Loads the pretrained parts and initialises the new ones from `seed`, the same on every rank.
+
+        gather: makes partitioned parameters whole for a moment (ZeRO-3 loads the LLM in partitions).
+        """
+        llm = self.llm.build(dtype)
+        for parameter in llm.parameters():
+            parameter.requires_grad_(False)
+        embedding = llm.get_input_embeddings()
+        with torch.no_grad(), gather(list(embedding.parameters())):
+            # Through the module, because some LLMs (Gemma) scale their embeddings there.
+            token_std = float(embedding(torch.arange(min(1000, embedding.num_embeddings))).float().std())
+        llm_dim = embedding.embedding_dim
+
+        encoders: dict[str, nn.Module] = {}
+        connectors = {}
+        shared: dict[str, str] = {}
+        for modality, entry in self.modalities.entries().items():
+            encoder = entry.build_encoder()
+            if encoder is None:
+                if "image" not in encoders:
+                    raise ValueError("model.modalities.video.encoder: shared needs model.modalities.image")
+                shared[modality] = "image"
+            else:
+                encoders[modality] = encoder.to(dtype).requires_grad_(False)
+            feature_dim = int(encoders[shared.get(modality, modality)].feature_dim)  # type: ignore[arg-type]
+            with _seeded(seed, f"connectors.{modality}"):
+                connectors[modality] = entry.connector.build(feature_dim, llm_dim, token_std).to(dtype)
+
+        gates, late = None, None
+        with _seeded(seed, "fusion"):
+            if isinstance(self.fusion, FLoRAConfig | LoRAConfig):
+                gates = adapt(decoder_of(llm), self.fusion)
+            elif isinstance(self.fusion, LateConfig):
+                late = LateFusion(self.fusion, llm_dim).to(dtype)
+        return MMChat(llm, encoders, connectors, shared, gates, late)
+
+
+@contextmanager
+def _seeded(seed: int, name: str) -> Iterator[None]:
+    """Random state of its own for one component: adding another does not change its start."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+        yield

@@ -1,0 +1,251 @@
+"""Connectors: encoder features to media tokens (the 'projection adapter'). One class a kind, one union at the end.
+
+Features and tokens are flat, item after item, without padding: `features` is [sum(t * h * w), feature_dim] and
+`shapes` names (t, h, w) of every item. A connector knows how many tokens an item of a given shape becomes before any
+model runs, so that packs can be planned from file headers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Annotated, Literal
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmchat.batch import FeatureShape
+from mmchat.schema import Schema
+
+
+class _ConnectorConfig(Schema):
+    """What every kind has in common.
+
+    norm_input: LayerNorm over the features first, for encoders whose channels differ widely in scale (CNNs).
+    norm_output: LayerNorm at the end that starts at the scale of the LLM's token embeddings, so that new media
+        tokens look like text tokens in size from the first step.
+    """
+
+    norm_input: bool = False
+    norm_output: bool = False
+
+
+class LinearConfig(_ConnectorConfig):
+    """One linear layer a feature (Shikra, arXiv 2306.15195)."""
+
+    kind: Literal["linear"] = "linear"
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return math.prod(shape)
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        return Connector(self, feature_dim, llm_dim, token_std, nn.Linear(feature_dim, llm_dim))
+
+
+class MLPConfig(_ConnectorConfig):
+    """Two linear layers with GELU between (LLaVA-1.5, arXiv 2310.03744). hidden_dim defaults to the LLM's."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden_dim: int | None = Field(None, gt=0)
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return math.prod(shape)
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        return Connector(self, feature_dim, llm_dim, token_std, _mlp(feature_dim, self.hidden_dim, llm_dim))
+
+
+class PoolConfig(_ConnectorConfig):
+    """Fewer tokens: windows of (time, height, width) features become one token, then an MLP.
+
+    mode `average` means the window (a partial window at the edge means what it has); `shuffle` concatenates it (pixel
+    shuffle as in InternVL and SmolVLM; partial windows are filled with zeros).
+    """
+
+    kind: Literal["pool"] = "pool"
+    window: tuple[int, int, int] = (1, 2, 2)
+    mode: Literal["average", "shuffle"] = "average"
+    hidden_dim: int | None = Field(None, gt=0)
+
+    def pooled_shape(self, shape: FeatureShape) -> FeatureShape:
+        t, h, w = (math.ceil(size / step) for size, step in zip(shape, self.window, strict=True))
+        return t, h, w
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return math.prod(self.pooled_shape(shape))
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        pooled_dim = feature_dim * (math.prod(self.window) if self.mode == "shuffle" else 1)
+        projection = _mlp(pooled_dim, self.hidden_dim, llm_dim)
+        return Connector(self, feature_dim, llm_dim, token_std, projection, pool=self._pool)
+
+    def _pool(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        pooled = []
+        for items, shape in _runs(features, shapes):  # items [n, t, h, w, dim]
+            pad = [-size % step for size, step in zip(shape, self.window, strict=True)]
+            items = F.pad(items, (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
+            kt, kh, kw = self.window
+            windows = rearrange(items, "n (t a) (h b) (w c) d -> (n t h w) (a b c) d", a=kt, b=kh, c=kw)
+            if self.mode == "shuffle":
+                pooled.append(windows.flatten(1))
+                continue
+            real = F.pad(items.new_ones(1, *shape, 1), (0, 0, 0, pad[2], 0, pad[1], 0, pad[0]))
+            counts = rearrange(real, "n (t a) (h b) (w c) d -> (n t h w) (a b c) d", a=kt, b=kh, c=kw).sum(1)
+            pooled.append(windows.sum(1) / counts.repeat(len(items), 1))
+        return torch.cat(pooled)
+
+
+class ResamplerConfig(_ConnectorConfig):
+    """Perceiver resampler (Flamingo, arXiv 2204.14198): learned queries read each item; the count is fixed.
+
+    A learned embedding of time (up to max_time) tells frames or moments apart.
+    """
+
+    kind: Literal["resampler"] = "resampler"
+    num_queries: int = Field(32, gt=0)
+    depth: int = Field(2, gt=0)
+    num_heads: int = Field(8, gt=0)
+    max_time: int = Field(1500, gt=0)
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return self.num_queries
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        return Connector(self, feature_dim, llm_dim, token_std, Resampler(self, feature_dim, llm_dim))
+
+
+class SpatioTemporalConfig(_ConnectorConfig):
+    """Video-ChatGPT (arXiv 2306.05424): T temporal tokens (mean over patches) then N spatial ones (mean over frames).
+
+    The reference pads short clips with zero tokens and attends to them; here a clip of T frames has T + N tokens.
+    """
+
+    kind: Literal["spatio_temporal"] = "spatio_temporal"
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return shape[0] + shape[1] * shape[2]
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        projection = nn.Linear(feature_dim, llm_dim)
+        return Connector(self, feature_dim, llm_dim, token_std, projection, pool=self._pool)
+
+    def _pool(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        pooled = []
+        for items, _ in _runs(features, shapes):  # items [n, t, h, w, dim]
+            temporal = items.mean(dim=(2, 3))  # [n, t, dim]
+            spatial = items.mean(dim=1).flatten(1, 2)  # [n, h * w, dim]
+            pooled.append(torch.cat([temporal, spatial], dim=1).flatten(0, 1))
+        return torch.cat(pooled)
+
+
+ConnectorConfig = Annotated[
+    LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig, Field(discriminator="kind")
+]
+AnyConnectorConfig = LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig
+
+
+class Connector(nn.Module):
+    """Features of the items of one modality to media tokens.
+
+    forward: features [sum(t * h * w), feature_dim], shapes -> [sum(num_tokens(shape)), llm_dim]
+    """
+
+    def __init__(
+        self,
+        config: AnyConnectorConfig,
+        feature_dim: int,
+        llm_dim: int,
+        token_std: float,
+        projection: nn.Module,
+        pool: Callable[[Tensor, Sequence[FeatureShape]], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.norm_input = nn.LayerNorm(feature_dim) if config.norm_input else nn.Identity()
+        self.projection = projection
+        self.norm_output = nn.LayerNorm(llm_dim) if config.norm_output else nn.Identity()
+        if isinstance(self.norm_output, nn.LayerNorm):
+            nn.init.constant_(self.norm_output.weight, token_std)
+        self._pool = pool
+
+    def forward(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        features = self.norm_input(features)
+        if self._pool is not None:
+            features = self._pool(features, shapes)
+        if isinstance(self.projection, Resampler):
+            return self.norm_output(self.projection(features, shapes))
+        return self.norm_output(self.projection(features))
+
+
+class Resampler(nn.Module):
+    """Learned queries that attend to the features of one item and to each other's slots, `depth` times."""
+
+    def __init__(self, config: ResamplerConfig, feature_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        if llm_dim % config.num_heads:
+            raise ValueError(f"resampler: num_heads {config.num_heads} must divide the LLM's width {llm_dim}")
+        self.max_time = config.max_time
+        self.queries = nn.Parameter(torch.randn(config.num_queries, llm_dim) * llm_dim**-0.5)
+        self.time = nn.Parameter(torch.randn(config.max_time, llm_dim) * 0.02)
+        self.project = nn.Linear(feature_dim, llm_dim)
+        self.layers = nn.ModuleList(_ResamplerLayer(llm_dim, config.num_heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(llm_dim)
+
+    def forward(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        features = self.project(features)
+        tokens = []
+        for items, shape in _runs(features, shapes):  # items [n, t, h, w, dim]
+            if shape[0] > self.max_time:
+                raise ValueError(f"resampler: an item of {shape[0]} time steps exceeds max_time {self.max_time}")
+            items = items + self.time[: shape[0], None, None]
+            context = items.flatten(1, 3)  # [n, t * h * w, dim]
+            queries = self.queries.expand(len(items), -1, -1)
+            for layer in self.layers:
+                queries = layer(queries, context)
+            tokens.append(self.norm(queries).flatten(0, 1))
+        return torch.cat(tokens)
+
+
+class _ResamplerLayer(nn.Module):
+    """Cross-attention over features and queries together, then an MLP; pre-norm, residual."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_queries = nn.LayerNorm(dim)
+        self.norm_context = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        )
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        normed = self.norm_queries(queries)
+        q = rearrange(self.to_q(normed), "n q (h d) -> n h q d", h=self.num_heads)
+        kv = self.to_kv(torch.cat([self.norm_context(context), normed], dim=1))
+        k, v = rearrange(kv, "n k (two h d) -> two n h k d", two=2, h=self.num_heads)
+        read = rearrange(F.scaled_dot_product_attention(q, k, v), "n h q d -> n q (h d)")
+        queries = queries + self.out(read)
+        return queries + self.mlp(queries)
+
+
+def _mlp(feature_dim: int, hidden_dim: int | None, llm_dim: int) -> nn.Sequential:
+    hidden = hidden_dim or llm_dim
+    return nn.Sequential(nn.Linear(feature_dim, hidden), nn.GELU(), nn.Linear(hidden, llm_dim))
+
+
+def _runs(features: Tensor, shapes: Sequence[FeatureShape]) -> list[tuple[Tensor, FeatureShape]]:
+    """Neighbouring items of one shape as one tensor [n, t, h, w, dim]: pictures of a batch are a single run."""
+    runs, start = [], 0
+    for shape, group in groupby(shapes):
+        count = len(list(group))
+        size = count * math.prod(shape)
+        runs.append((features[start : start + size].reshape(count, *shape, features.shape[-1]), shape))
+        start += size
+    return runs

@@ -1,0 +1,215 @@
+"""Any transformers causal LM as the decoder: loading, packed attention without patches, and the loss head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.masking_utils import sdpa_mask
+
+from mmchat.batch import IGNORE, TokenLoss
+from mmchat.schema import Schema
+
+# Learned positions whose logits are alive at one time. 1,024 x 152k x 4 bytes is 0.6 GB.
+HEAD_CHUNK = 1024
+
+Attention = Literal["auto", "segments", "sdpa", "eager", "flash_attention_2", "flex_attention"]
+
+
+class LLMConfig(Schema):
+    """A causal LM of transformers.
+
+    pretrained: local folder or hub name. attention `auto`: flash_attention_2 on a GPU where the package is installed,
+    flex_attention on a GPU without it, `segments` (one exact causal SDPA per conversation) on a CPU.
+    """
+
+    pretrained: str
+    revision: str | None = None
+    attention: Attention = "auto"
+    gradient_checkpointing: bool = False
+
+    def build(self, dtype: torch.dtype) -> PreTrainedModel:
+        """Loads the model. Raises ValueError where the name or folder cannot be loaded."""
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.pretrained, revision=self.revision, dtype=dtype, attn_implementation=self.backend()
+            )
+        except OSError as error:
+            raise ValueError(
+                f"model.llm.pretrained: cannot load {self.pretrained!r}. Wanted a local folder with config.json and "
+                f"weights, or a hub name that this machine can reach ({str(error).splitlines()[0]})"
+            ) from error
+        check_supported(model)
+        model.config.use_cache = False
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model
+
+    def backend(self) -> str:
+        if self.attention == "auto":
+            if not torch.cuda.is_available():
+                return SEGMENTS
+            return "flash_attention_2" if _has_flash_attention() else "flex_attention"
+        return SEGMENTS if self.attention == "segments" else self.attention
+
+    def is_local(self) -> bool:
+        return Path(self.pretrained).is_dir()
+
+
+def _has_flash_attention() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
+    """The LLM's own tokenizer. Raises ValueError where it cannot be loaded."""
+    try:
+        return AutoTokenizer.from_pretrained(config.pretrained, revision=config.revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.llm.pretrained: no tokenizer in {config.pretrained!r} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+# ---- attention of packed rows ---------------------------------------------------------------------------------------
+
+SEGMENTS = "mmchat_segments"
+
+
+def _segment_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention, one SDPA call for each segment of a packed row, so that no mask of length squared exists.
+
+    Shapes: query [rows, heads, q_length, dim]; key, value [rows, kv_heads, k_length, dim] -> [rows, q_length, heads,
+    dim]. cu_seq_lens_q [segments + 1]: borders of the segments of the single row; without it, every row is one
+    conversation whose queries are its last q_length positions (a cache holds the earlier ones).
+    """
+    if softcap is not None:
+        raise ValueError("attention with softcapping (Gemma 2) needs attention: eager or flex_attention")
+    gqa = key.shape[1] != query.shape[1]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = attention_mask
+        q_length, k_length = q.shape[2], k.shape[2]
+        windowed = sliding_window is not None and k_length > sliding_window
+        if mask is None and q_length > 1 and (q_length < k_length or windowed):
+            rows = torch.arange(k_length - q_length, k_length, device=q.device)[:, None]
+            columns = torch.arange(k_length, device=q.device)[None]
+            mask = columns <= rows
+            if sliding_window is not None:
+                mask &= columns > rows - sliding_window
+        elif mask is None and windowed:
+            k, v = k[:, :, -sliding_window:], v[:, :, -sliding_window:]  # one query, the newest position
+        is_causal = mask is None and q_length > 1
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=gqa
+        )
+
+    if cu_seq_lens_q is None:
+        return attend(query, key, value).transpose(1, 2), None
+    lengths = cu_seq_lens_q.diff().tolist()
+    parts = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts], dim=2).transpose(1, 2), None
+
+
+def _segment_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """No mask for packs and for single conversations; SDPA's own for padded batches."""
+    if attention_mask is None:
+        return None
+    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(SEGMENTS, _segment_attention)
+AttentionMaskInterface.register(SEGMENTS, _segment_mask)
+
+
+def pack_arguments(segment_ids: Tensor) -> dict[str, Any]:
+    """Keyword arguments that tell transformers' varlen attention where the segments of one packed row lie.
+
+    segment_ids: [1, length], without padding.
+    """
+    assert segment_ids.shape[0] == 1, "a pack is one row"
+    lengths = torch.unique_consecutive(segment_ids[0], return_counts=True)[1]
+    borders = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+    longest = int(lengths.max())
+    return {
+        "cu_seq_lens_q": borders,
+        "cu_seq_lens_k": borders,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
+
+
+# ---- parts of a causal LM -------------------------------------------------------------------------------------------
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Raises ValueError for an LLM whose logits are not `softcap(head(decoder(x)))`."""
+    config = model.config.to_dict()
+    scales = [
+        name for name in ("logit_scale", "logits_scaling") if config.get(name) not in (None, 1, 1.0)
+    ]
+    if scales:
+        raise ValueError(
+            f"model.llm: {type(model).__name__} scales its logits ({', '.join(scales)}), which the loss head here does "
+            "not. Use a Llama, Qwen, SmolLM, Gemma, Mistral or GPT-2 type of model."
+        )
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The LLM without its head: inputs_embeds -> last_hidden_state."""
+    return model.get_decoder()
+
+
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """[..., dim] -> [..., vocabulary], in float32."""
+    logits = model.get_output_embeddings()(hidden).float()
+    softcap = model.config.to_dict().get("final_logit_softcapping")  # Gemma 2 and 3
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def head_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> TokenLoss:
+    """Summed cross-entropy on the learned positions only, in chunks, so that full logits never exist.
+
+    hidden: [rows, length, dim]; labels: [rows, length], the token to predict at each position, or IGNORE.
+    """
+    learned = labels != IGNORE
+    chosen, targets = hidden[learned], labels[learned]  # [learned, dim], [learned]
+    # Stays connected to the graph without a learned position, so that backward works on every rank.
+    total = chosen.sum() * 0.0 if len(targets) else hidden.sum() * 0.0
+    total = total.float()
+
+    def chunk_loss(part: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits_of(model, part), target, reduction="sum")
+
+    for start in range(0, len(targets), HEAD_CHUNK):
+        part, target = chosen[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK]
+        if len(targets) > HEAD_CHUNK and torch.is_grad_enabled():
+            total = total + checkpoint(chunk_loss, part, target, use_reentrant=False)
+        else:
+            total = total + chunk_loss(part, target)
+    return TokenLoss(total, torch.tensor(len(targets), device=hidden.device))

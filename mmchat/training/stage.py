@@ -1,0 +1,426 @@
+"""One training stage from start or resume to its last checkpoint. A stage is configuration; this is the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import resource
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from mmchat import distributed
+from mmchat.batch import Batch
+from mmchat.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    base_identity,
+    load_weights,
+    newest,
+    prune,
+    write_checkpoint,
+)
+from mmchat.config import RunConfig, StageConfig, dump_config
+from mmchat.data.build import build_template
+from mmchat.data.chat_template import ChatTemplate
+from mmchat.data.loader import Loader, Step
+from mmchat.data.mixture import Mixture
+from mmchat.data.pack import LanePacker, collate, join, load_media
+from mmchat.errors import SampleError
+from mmchat.models.parts import names_in
+from mmchat.models.probe import probe_agrees, probe_logits
+from mmchat.training.engine import Engine, construction, gather
+from mmchat.training.flops import FlopCounter, peak_flops
+from mmchat.training.log import TrainLog, duration
+from mmchat.training.schedule import rate_factor
+from mmchat.training.trainable import Part, select, table
+
+# A stage may be resumed with these keys changed; any other difference would make it another run.
+FREE_STAGE_KEYS = {"zero", "deepspeed", "save_every", "keep", "workers", "decode_timeout_s", "bad_samples", "nan_steps"}
+REHEARSED_PACKS = 4
+
+
+class StopRequest:
+    """SIGTERM and SIGUSR1 (SLURM's warning) end the run after the step in flight; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.is_set = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def train_stage(
+    config: RunConfig, stage: StageConfig, previous: Path | None, stop: StopRequest, preflight_only: bool = False
+) -> bool:
+    """Trains one stage, or continues it, or finds it done.
+
+    Args:
+        previous: folder of the stage before it, whose last checkpoint it starts from.
+    Returns:
+        False where a stop was requested before the last step.
+    Raises:
+        ValueError: the configuration, the data or a checkpoint cannot be used.
+    """
+    folder = config.folder / stage.name
+    resumed = newest(folder)
+    if resumed is not None:
+        _check_same_run(config, stage, resumed)
+        if resumed.step >= stage.steps and not preflight_only:
+            _say(stage, f"done already: {resumed.folder}")
+            return True
+    start = resumed or _last_of(previous, stage)
+    step = resumed.step if resumed is not None else 0
+    mixture = Mixture(stage.data)
+
+    keep_alive = construction(stage)  # transformers looks for it while models are loaded
+    model = config.model.build(getattr(torch, stage.dtype), config.seed, gather)
+    del keep_alive
+    is_full = config.model.fusion.kind == "full"
+    held = set(start.manifest["parts"]) if start is not None else set()
+    weights = {}
+    if start is not None:
+        weights = start.weights()
+        expected = names_in(model, held, is_full)
+        load_weights(model, weights, expected, start.folder, lambda ps: gather(ps, modify=True))
+    parts = select(model, stage, is_full)
+    held |= {part.name for part in parts if part.rate}
+    _say(stage, f"{len(mixture.sources)} sources, {sum(s.num_samples for s in mixture.sources):,} samples")
+    _say(stage, "\n" + table(parts))
+
+    template = build_template(config)
+    states = {int(lane): s for lane, s in resumed.state["lanes"].items()} if resumed is not None else None
+    loader = Loader(
+        stage, config.seed, template, distributed.rank(), distributed.world_size(), states, mixture
+    )
+    engine = Engine(model, parts, stage, loader.num_micro_batches)
+    engine.model.train()
+    if start is not None:
+        _check_probe(engine, start)
+    log = TrainLog(folder, config.run, stage.name, stage.steps, step, config.log)
+    _preflight(config, stage, engine, parts, template, mixture, loader, log)
+    engine.set_masters(weights)
+    if resumed is not None:
+        engine.set_moments(resumed.moments(), step)
+        log.say(f"continues from {resumed.folder}")
+    if preflight_only:
+        log.close()
+        engine.close()
+        return True
+
+    trainer = _Loop(config, stage, engine, loader, log, held, is_full, resumed)
+    finished = trainer.run(step, stop)
+    log.close()
+    engine.close()
+    return finished
+
+
+class _Loop:
+    """The loop and the counters that survive a resume."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        stage: StageConfig,
+        engine: Engine,
+        loader: Loader,
+        log: TrainLog,
+        held: set[str],
+        is_full: bool,
+        resumed: Checkpoint | None,
+    ) -> None:
+        self.config, self.stage, self.engine, self.loader, self.log = config, stage, engine, loader, log
+        self.held, self.is_full = held, is_full
+        state = resumed.state if resumed is not None else {}
+        self.lanes: dict[int, dict[str, Any]] = {int(k): v for k, v in state.get("lanes", {}).items()}
+        self.num_seen = int(state.get("num_seen", 0))
+        self.bad: Counter[str] = Counter(state.get("bad", {}))
+        self.skipped_in_a_row = 0
+        self.flops = FlopCounter(engine.model)
+        self.peak = peak_flops()
+
+    def run(self, step: int, stop: StopRequest) -> bool:
+        while step < self.stage.steps:
+            started = time.perf_counter()
+            data = self.loader.next_step()
+            factor = rate_factor(step, self.stage.steps, self.stage.schedule)
+            totals = _totals(data, stop, sum(self.flops.count(batch) for batch in data.batches))
+            seed = _step_seed(self.config.seed, self.stage.name, step)
+            result = self.engine.train_step(data.batches, totals["learned"], factor, seed)
+            step += 1
+            self.lanes.update(data.states)
+            self._count_bad(step, data, totals)
+            self._guard(step, data, result.is_skipped)
+            seconds = time.perf_counter() - started
+            loss = result.loss_sum / max(1, totals["learned"])
+            self.log.step(
+                step,
+                {
+                    "loss": loss if math.isfinite(loss) else None,
+                    "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else 0.0,
+                    "skipped": result.is_skipped,
+                    "rate_factor": factor,
+                    "tokens": totals["tokens"],
+                    "learned": totals["learned"],
+                    "samples": totals["samples"],
+                    "samples_hash": totals["hash"],
+                    "bad_samples": sum(self.bad.values()),
+                    "padding": 1 - totals["tokens"] / totals["capacity"],
+                    "tokens_per_s": totals["tokens"] / seconds,
+                    "learned_per_s": totals["learned"] / seconds,
+                    "wait_share": data.wait_s / seconds,
+                    "gflops": totals["megaflops"] / 1e3,
+                    "mfu": totals["megaflops"] * 1e6 / seconds / (self.peak * distributed.world_size())
+                    if self.peak
+                    else None,
+                    "seconds": seconds,
+                },
+            )
+            is_last = step == self.stage.steps
+            if is_last or totals["stop"] or step % self.stage.save_every == 0:
+                self._save(step, must=is_last or bool(totals["stop"]))
+            if totals["stop"] and not is_last:
+                self.log.say(f"stopped by request after step {step}; run the same command again to continue")
+                return False
+        return True
+
+    def _count_bad(self, step: int, data: Step, totals: dict[str, int]) -> None:
+        self.num_seen += totals["samples"]
+        if totals["bad"]:
+            for reported in distributed.gather_to_main(data.bad) or []:
+                for bad in reported:
+                    self.bad[bad.reason] += 1
+                    self.log.bad_sample(step, bad.source, bad.key, bad.reason, bad.detail)
+            self.bad = distributed.from_main(self.bad)
+        total = sum(self.bad.values())
+        # A share of a handful of samples says nothing: a single bad one never stops a run.
+        if total > max(1, self.stage.bad_samples * max(self.num_seen, 100)):
+            raise ValueError(
+                f"stage {self.stage.name}: {total} of {self.num_seen} samples could not be used "
+                f"({', '.join(f'{n} {reason}' for reason, n in self.bad.most_common())}), more than bad_samples: "
+                f"{self.stage.bad_samples:g}. They are listed in {self.config.folder / self.stage.name / 'log.jsonl'}; "
+                "repair the shards or raise the tolerance"
+            )
+
+    def _guard(self, step: int, data: Step, is_skipped: bool) -> None:
+        if not is_skipped:
+            self.skipped_in_a_row = 0
+            return
+        self.skipped_in_a_row += 1
+        keys = distributed.gather_to_main([key for batch in data.batches for key in batch.keys])
+        named = [key for rank_keys in keys or [] for key in rank_keys]
+        self.log.event(step, {"not_finite": named})
+        self.log.say(f"step {step}: loss or gradient is not finite; skipped on all ranks: {', '.join(named[:8])}")
+        if self.skipped_in_a_row >= self.stage.nan_steps:
+            raise ValueError(
+                f"stage {self.stage.name}: {self.skipped_in_a_row} steps in a row were not finite (nan_steps). The "
+                f"samples are listed in {self.config.folder / self.stage.name / 'log.jsonl'}. Lower the learning "
+                "rates, or look at the samples"
+            )
+
+    def _save(self, step: int, must: bool) -> None:
+        started = time.perf_counter()
+        weights = self.engine.weights(sorted(names_in(self.engine.model, self.held, self.is_full)))
+        moments = self.engine.moments()
+        probe = probe_logits(self.engine.model, self.engine.device)
+        lanes: dict[int, Any] = {}
+        for rank_lanes in distributed.gather_to_main(self.lanes) or []:
+            lanes.update(rank_lanes)
+        folder = self.config.folder / self.stage.name / f"step-{step:06d}"
+        failure = ""
+        if distributed.is_main():
+            state = {"step": step, "lanes": lanes, "num_seen": self.num_seen, "bad": dict(self.bad)}
+            facts = {
+                "run": self.config.run,
+                "stage": self.stage.name,
+                "step": step,
+                "is_last": step == self.stage.steps,
+                "parts": sorted(self.held),
+                "fusion": self.config.model.fusion.model_dump(mode="json"),
+                "bases": _bases(self.config),
+                "probe": {"dtype": self.stage.dtype, "logits": probe},
+            }
+            try:
+                write_checkpoint(folder, dump_config(self.config), weights, moments, state, facts)
+                prune(folder.parent, self.stage.keep)
+            except OSError as error:
+                failure = str(error)
+        failure = distributed.from_main(failure)
+        if failure and must:
+            raise ValueError(f"cannot save {folder}: {failure}. The last good checkpoint is untouched")
+        if failure:
+            self.log.say(f"could NOT save {folder}: {failure}; training goes on and tries again at the next save")
+        else:
+            self.log.say(f"saved {folder} in {duration(time.perf_counter() - started)}")
+
+
+def _totals(data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
+    """Whole-step sums over all ranks, in one collective."""
+    digest = 0
+    for number in data.numbers:
+        word = f"{number.source}/{number.epoch}/{number.index}".encode()
+        digest += int.from_bytes(hashlib.blake2b(word, digest_size=4).digest(), "little")
+    values = {
+        "tokens": data.num_tokens,
+        "learned": data.num_learned,
+        "capacity": data.capacity,
+        "samples": len(data.numbers),
+        "bad": len(data.bad),
+        "hash": digest,  # a sum, so that it does not depend on who drew which sample
+        "megaflops": round(flops / 1e6),
+        "stop": int(stop.is_set),
+    }
+    return dict(zip(values, distributed.sum_over_ranks(list(values.values())), strict=True))
+
+
+def _step_seed(seed: int, stage: str, step: int) -> int:
+    word = f"{seed}/{stage}/{step}/{distributed.rank()}".encode()
+    return int.from_bytes(hashlib.blake2b(word, digest_size=7).digest(), "little")
+
+
+def _preflight(
+    config: RunConfig,
+    stage: StageConfig,
+    engine: Engine,
+    parts: list[Part],
+    template: ChatTemplate,
+    mixture: Mixture,
+    loader: Loader,
+    log: TrainLog,
+) -> None:
+    """Takes the largest of the first planned packs through a whole step at learning rate 0, and looks at the result.
+
+    Raises:
+        ValueError: the loss is not finite, or a part that learns has no gradient though its modality is there.
+    """
+    started = time.perf_counter()
+    batch = _largest_pack(config, stage, template, mixture, loader)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    result, gradients = engine.rehearse([batch] * loader.num_micro_batches)
+    if not math.isfinite(result.loss_sum) or result.is_skipped:
+        raise ValueError(
+            f"preflight: the loss of the first packs is not finite ({result.loss_sum}): {', '.join(batch.keys[:8])}"
+        )
+    present = distributed.sum_over_ranks([int(name in batch.media) for name in engine.model.connectors])
+    seen = {name for name, count in zip(engine.model.connectors, present, strict=True) if count}
+    silent, absent = [], []
+    for part in parts:
+        if part.rate is None or any(gradients.get(name, 0.0) > 0 for name in part.parameters):
+            continue
+        modality = part.name.rpartition(".")[2]
+        needs_media = part.name.startswith(("connectors.", "encoders."))
+        # Encoders and connectors that shards have no media for yet are fine; so is fusion without any media.
+        (absent if (needs_media and modality not in seen) or (not needs_media and not seen) else silent).append(part.name)
+    if silent:
+        raise ValueError(
+            f"preflight: {', '.join(silent)} should learn but got no gradient from {', '.join(batch.keys[:4])}. "
+            "A detached tensor, or nothing learned depends on it"
+        )
+    if absent:
+        log.say(f"preflight: no media for {', '.join(absent)} in the first packs; nothing learns there yet")
+    memory = (
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+    log.say(
+        f"preflight: largest of {REHEARSED_PACKS} packs a lane: {batch.token_ids.numel():,} tokens, "
+        f"{batch.num_learned:,} learned, media {({name: len(m.shapes) for name, m in batch.media.items()} or 'none')}; "
+        f"peak memory {memory / 1e9:.2f} GB; {duration(time.perf_counter() - started)}"
+    )
+
+
+def _largest_pack(
+    config: RunConfig, stage: StageConfig, template: ChatTemplate, mixture: Mixture, loader: Loader
+) -> Batch:
+    """The largest of the first packs of this rank's first lanes, joined as a micro-batch would be."""
+    planned = []
+    for number in loader.lanes[: stage.batch.packs_per_micro_batch]:
+        lane = mixture.lane(config.seed, stage.name, number, stage.batch.lanes)
+        packer = LanePacker(lane, mixture, template, stage.batch, config.seed, stage.name)
+        packs = [[sample for _, sample in packer.next()] for _ in range(REHEARSED_PACKS)]
+        planned.append(max(packs, key=lambda pack: sum(len(s) + s.num_patches for s in pack)))
+    batches = []
+    for pack in planned:
+        samples, media = [], []
+        for sample in pack:
+            try:
+                media.append(load_media(sample, template))
+                samples.append(sample)
+            except SampleError:
+                continue  # counted when the loop comes to it
+        samples, media = (samples, media) if samples else ([template.stub("none")], [[]])
+        batches.append(collate(samples, media))
+    return join(batches)
+
+
+def _last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
+    if previous is None:
+        return None
+    found = newest(previous)
+    if found is None or not found.manifest["is_last"]:
+        raise ValueError(
+            f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in {previous}; "
+            "train that stage first"
+        )
+    return found
+
+
+def _check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:
+    """Raises CheckpointError where the checkpoint's configuration differs in what makes the run what it is."""
+
+    def relevant(values: dict[str, Any]) -> dict[str, Any]:
+        own = next((s for s in values["stages"] if s["name"] == stage.name), {})
+        kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
+        return {"seed": values["seed"], "model": values["model"], "chat": values["chat"], "stage": kept}
+
+    old = _flat(relevant(yaml.safe_load(resumed.config_text)))
+    new = _flat(relevant(yaml.safe_load(dump_config(config))))
+    changed = [
+        f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{resumed.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"
+            "Give the run another name (run=...), or change these back to continue it"
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): values}
+
+
+def _check_probe(engine: Engine, start: Checkpoint) -> None:
+    stored = start.manifest["probe"]
+    found = probe_logits(engine.model, engine.device)
+    if not probe_agrees(found, stored["logits"], stored["dtype"] == engine.stage.dtype):
+        raise CheckpointError(
+            f"{start.folder}: the model does not answer the stored probe as it did when it was saved. Its base models, "
+            "or the code that loads them, are not the same; compare manifest.json's `bases` with what is on disk"
+        )
+
+
+def _bases(config: RunConfig) -> dict[str, Any]:
+    bases = {"llm": base_identity(config.model.llm.pretrained)}
+    for modality, entry in config.model.modalities.entries().items():
+        pretrained = entry.encoder.model_dump().get("pretrained")
+        bases[modality] = base_identity(pretrained) if pretrained else {"encoder": entry.encoder.model_dump(mode="json")}
+    return bases
+
+
+def _say(stage: StageConfig, text: str) -> None:
+    if distributed.is_main():
+        print(f"{stage.name:<10} {text}", flush=True)
+
+

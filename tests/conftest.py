@@ -1,0 +1,38 @@
+"""Shared fixtures: tiny pretrained folders and shards, made once, and the hardware marks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# The two cores of a small machine are shared: spinning OpenMP threads make everything many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from tests import tiny
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="not run: needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> Path:
+    """The models and shards that configs/tiny.yaml names."""
+    return tiny.build_all()
+
+
+@pytest.fixture(autouse=True)
+def _in_repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths in configs are relative to the root, as they are for a user."""
+    monkeypatch.chdir(tiny.ROOT)

@@ -1,0 +1,62 @@
+"""Train a model: python train.py configs/demo.yaml [stages.align.steps=20 ...]
+
+Run again, the same command continues where the last checkpoint stands. One process as it is; many with `torchrun` or
+`deepspeed` in front of the same line, or under SLURM (configs/launch/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn in forked workers otherwise
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", help="a.b.c=value; list items by name: stages.align.steps=20")
+    parser.add_argument("--stage", help="train this stage only; the one before it must be finished")
+    parser.add_argument("--preflight", action="store_true", help="check the first stage that is not done, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and stop")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    from mmchat.config import dump_config, load_config
+
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.stage and arguments.stage not in [stage.name for stage in config.stages]:
+            raise ValueError(f"--stage {arguments.stage}: the stages are {[s.name for s in config.stages]}")
+        if arguments.print_config:
+            print(dump_config(config), end="")
+            return 0
+
+        from mmchat.training.engine import start_distributed
+        from mmchat.training.stage import StopRequest, train_stage
+
+        start_distributed()
+        stop, previous = StopRequest(), None
+        for stage in config.stages:
+            if arguments.stage in (None, stage.name) and not train_stage(
+                config, stage, previous, stop, arguments.preflight
+            ):
+                return 0
+            if arguments.preflight:
+                return 0
+            previous = config.folder / stage.name
+        return 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if "CUDA out of memory" in str(error):
+            error = ValueError(f"{error}\nLower batch.tokens, batch.patches or packs_per_micro_batch, or raise zero")
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code) if code else sys.exit(code)
