@@ -72,7 +72,7 @@ def _chat(arguments: argparse.Namespace) -> int:
 
     media: list[Any] = []
     for modality in ("image", "audio", "video"):
-        media += [MediaRef(modality, Path(path).read_bytes()) for path in getattr(arguments, modality)]  # type: ignore[arg-type]
+        media += [MediaRef(modality, Path(path).read_bytes()) for path in getattr(arguments, modality)]
     session = ChatSession(load(arguments.checkpoint, arguments.dtype), _decoding(arguments), arguments.system)
 
     def say(text: str) -> bool:
@@ -105,7 +105,10 @@ def _chat(arguments: argparse.Namespace) -> int:
             except OSError as error:
                 print(f"error: {error}", file=sys.stderr)
         elif command.startswith("/"):
-            print(f"unknown command {command}; there are /image, /audio, /video, /new and /quit", file=sys.stderr)
+            print(
+                f"unknown command {command}; there are /image, /audio, /video, /new and /quit",
+                file=sys.stderr,
+            )
         elif line:
             say(line)
 

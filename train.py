@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--preflight", action="store_true", help="check the first stage that is not done, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # overrides may stand after options
 
     from mmchat.config import dump_config, load_config
 

@@ -33,14 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     tasks = sorted(TASKS)
     parser.add_argument("task", choices=tasks, metavar="TASK", help=f"one of: {', '.join(tasks)}")
-    parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="the annotation file, or the folder it lies in"
-    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="the annotation file, or the folder it lies in")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards; must hold none yet")
     parser.add_argument("--split", default="train", help="which split of a folder (default: %(default)s)")
-    parser.add_argument(
-        "--samples-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s"
-    )
+    parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument("--max-shard-mb", type=float, default=512, metavar="M", help="default: %(default)s")
     args = parser.parse_args(arguments)
 

@@ -34,9 +34,7 @@ class MediaBatch:
     anchors: Tensor
 
     def to(self, device: torch.device) -> MediaBatch:
-        return replace(
-            self, data=self.data.to(device), index=self.index.to(device), anchors=self.anchors.to(device)
-        )
+        return replace(self, data=self.data.to(device), index=self.index.to(device), anchors=self.anchors.to(device))
 
 
 @dataclass(frozen=True)

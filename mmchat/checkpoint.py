@@ -1,11 +1,11 @@
 """Checkpoints: written beside, synced, hashed and renamed, so that a half-written one is never seen.
 
-    checkpoints/<run>/<stage>/step-000500/
-        config.yaml            the resolved configuration
-        weights.safetensors    every part that this or an earlier stage trained, whole, in fp32
-        optimizer.safetensors  Adam's moments of the parts that this stage trains
-        state.json             step, lane states, counters
-        manifest.json          format, sizes and sha256 of the files above, base models, parts, probe
+checkpoints/<run>/<stage>/step-000500/
+    config.yaml            the resolved configuration
+    weights.safetensors    every part that this or an earlier stage trained, whole, in fp32
+    optimizer.safetensors  Adam's moments of the parts that this stage trains
+    state.json             step, lane states, counters
+    manifest.json          format, sizes and sha256 of the files above, base models, parts, probe
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def write_checkpoint(
     partial.mkdir()
     needed = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
     if shutil.disk_usage(partial).free < needed + (16 << 20):
-        raise OSError(f"{partial}: {needed / 1e9:.2f} GB are needed, {shutil.disk_usage(partial).free / 1e9:.2f} are free")
+        raise OSError(
+            f"{partial}: {needed / 1e9:.2f} GB are needed, {shutil.disk_usage(partial).free / 1e9:.2f} are free"
+        )
     (partial / CONFIG).write_text(config_text)
     save_file(dict(weights), partial / WEIGHTS)
     save_file(dict(moments), partial / OPTIMIZER)

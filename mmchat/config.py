@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from mmchat.conversation import Modality
+from mmchat.conversation import MODALITIES, Modality
 from mmchat.models.build import ModelConfig
 from mmchat.regions import Dialect, Frame, RegionFormat
 from mmchat.schema import Schema
@@ -39,7 +39,7 @@ class ChatConfig(Schema):
 
     format: Literal["auto", "chatml", "vicuna", "plain"] = "auto"
     system: str | None = None
-    media_suffix: dict[Modality, str] = {"image": "\n", "video": "\n", "audio": "\n"}
+    media_suffix: dict[Modality, str] = Field(default_factory=lambda: dict.fromkeys(MODALITIES, "\n"))
     region_dialect: Dialect = "shikra"
     region_frame: Frame = "padded_square"
 
@@ -96,7 +96,7 @@ class StageConfig(Schema):
     max_grad_norm: NotNegative = 1.0
     zero: Literal[0, 1, 2, 3] = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
     save_every: Count = 500
     keep: Count = 2
     workers: Annotated[int, Field(ge=0)] = 2
@@ -115,12 +115,13 @@ class StageConfig(Schema):
     def _consistent(self) -> Self:
         if self.zero == 0 and self.dtype == "bfloat16":
             raise ValueError(
-                "zero: 0 with dtype: bfloat16 has no fp32 master weights in DeepSpeed. Use zero: 1, which on one rank is "
-                "the same thing with them"
+                "zero: 0 with dtype: bfloat16 has no fp32 master weights in DeepSpeed. Use zero: 1, which on "
+                "one rank is the same thing with them"
             )
         if self.batch.lanes % self.batch.packs_per_micro_batch:
             raise ValueError(
-                f"batch.packs_per_micro_batch {self.batch.packs_per_micro_batch} must divide batch.lanes {self.batch.lanes}"
+                f"batch.packs_per_micro_batch {self.batch.packs_per_micro_batch} must divide "
+                f"batch.lanes {self.batch.lanes}"
             )
         names = [source.name for source in self.data]
         if len(set(names)) < len(names):

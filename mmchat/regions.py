@@ -20,7 +20,7 @@ Frame = Literal["original", "padded_square"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """An invertible map from original pixels (after EXIF) to encoder-input pixels: input = original * scale + offset."""
+    """An invertible map from original pixels (after EXIF) to encoder input: input = original * scale + offset."""
 
     width: int
     height: int

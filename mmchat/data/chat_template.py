@@ -122,9 +122,7 @@ def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 def _split_end(close: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """Splits what follows an answer after its first special token; without one, the end-of-text token is added."""
-    ends = [
-        close.index(token) + len(token) for token in tokenizer.get_added_vocab() if token and token in close
-    ]
+    ends = [close.index(token) + len(token) for token in tokenizer.get_added_vocab() if token and token in close]
     if ends:
         return close[: min(ends)], close[min(ends) :]
     return tokenizer.eos_token or "", close
@@ -221,9 +219,7 @@ class ChatTemplate:
             writer.special(self.format.assistant[0])
         return writer.sample(closed)
 
-    def fit(
-        self, conversation: Conversation, key: str, rng_seed: str, max_tokens: int, max_patches: int
-    ) -> Sample:
+    def fit(self, conversation: Conversation, key: str, rng_seed: str, max_tokens: int, max_patches: int) -> Sample:
         """Renders within a budget: shrinks media, then drops the oldest turns, then refuses. Media is never cut.
 
         Raises:

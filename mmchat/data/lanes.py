@@ -76,9 +76,7 @@ class Lane:
         if not 0 <= lane < num_lanes:
             raise ValueError(f"lane {lane} is not one of {num_lanes}")
         if len({source.name for source in sources}) != len(sources) or not sources:
-            raise ValueError(
-                f"a lane needs sources of different names, found {[source.name for source in sources]}"
-            )
+            raise ValueError(f"a lane needs sources of different names, found {[source.name for source in sources]}")
         if empty := [source.name for source in sources if source.num_samples == 0]:
             raise ValueError(f"sources without samples: {empty}")
         if len(weights) != len(sources) or not all(0 < weight < math.inf for weight in weights):
@@ -136,9 +134,7 @@ class _Share:
         block = int(np.searchsorted(ends, self.position, side="right"))
         start, before = int(starts[block]), int(ends[block - 1]) if block else 0
         if self._order is None or self._order[:2] != (self.epoch, start):
-            order = start + _permutation(
-                int(ends[block]) - before, *self._words, "samples", self.epoch, start
-            )
+            order = start + _permutation(int(ends[block]) - before, *self._words, "samples", self.epoch, start)
             self._order = (self.epoch, start, order)
         index = int(self._order[2][self.position - before])
         self.position += 1

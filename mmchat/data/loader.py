@@ -96,9 +96,7 @@ class Loader:
         packs.sort(key=lambda pack: pack.lane)
         joined = self.stage.batch.packs_per_micro_batch
         return Step(
-            batches=[
-                join([pack.batch for pack in packs[i : i + joined]]) for i in range(0, len(packs), joined)
-            ],
+            batches=[join([pack.batch for pack in packs[i : i + joined]]) for i in range(0, len(packs), joined)],
             numbers=tuple(number for pack in packs for number in pack.numbers),
             bad=tuple(bad for pack in packs for bad in pack.bad),
             states={pack.lane: pack.state for pack in packs},

@@ -38,8 +38,7 @@ class Mixture:
         }
         self.tasks = {config.name: _task(config) for config in configs}
         self.sources = tuple(
-            Source(name, tuple(shard.num_samples for shard in shards))
-            for name, shards in self._shards.items()
+            Source(name, tuple(shard.num_samples for shard in shards)) for name, shards in self._shards.items()
         )
         total = sum(config.weight for config in configs)
         self.weights = tuple(config.weight / total for config in configs)
@@ -80,9 +79,7 @@ def _open_shards(config: SourceConfig) -> list[Shard]:
         except ValueError as error:
             errors.append(str(error))
     if errors:
-        raise ValueError(
-            f"source {config.name!r}: {len(errors)} shards cannot be used:\n  " + "\n  ".join(errors)
-        )
+        raise ValueError(f"source {config.name!r}: {len(errors)} shards cannot be used:\n  " + "\n  ".join(errors))
     if not any(shard.num_samples for shard in shards):
         raise ValueError(f"source {config.name!r}: its {len(shards)} shards hold no samples")
     by_content: dict[str, Shard] = {}

@@ -100,8 +100,8 @@ class LanePacker:
             if failed > MAX_BAD_IN_A_ROW:
                 last = self.bad[-1]
                 raise RuntimeError(
-                    f"{failed} samples in a row could not be used; the last, {last.key} of {last.source}: {last.reason}: "
-                    f"{last.detail}"
+                    f"{failed} samples in a row could not be used; the last, {last.key} of {last.source}: "
+                    f"{last.reason}: {last.detail}"
                 )
 
     def _plan(self, number: SampleId) -> Sample | None:
@@ -111,9 +111,7 @@ class LanePacker:
             key = f"{number.source}/{record.key}"
             words = f"{self.seed_words}/{number.source}/{number.epoch}/{number.index}"
             conversation = self.mixture.tasks[number.source].conversation(record, random.Random(f"{words}/phrase"))
-            return self.template.fit(
-                conversation, key, f"{words}/dropout", self.batch.tokens, self.batch.patches
-            )
+            return self.template.fit(conversation, key, f"{words}/dropout", self.batch.tokens, self.batch.patches)
         except SampleError as error:
             self.bad.append(BadSample(number.source, key, error.reason, error.detail))
             return None
@@ -151,7 +149,11 @@ def collate(samples: Sequence[Sample], media: Sequence[Sequence[Tensor]]) -> Bat
                 data=torch.cat([tensor for _, tensor, _, _ in items[modality]]),
                 shapes=tuple(item.plan.shape for item, *_ in items[modality]),
                 index=_ints(
-                    [offset + item.start + i for item, _, offset, _ in items[modality] for i in range(item.num_placeholders)]
+                    [
+                        offset + item.start + i
+                        for item, _, offset, _ in items[modality]
+                        for i in range(item.num_placeholders)
+                    ]
                 ),
                 anchors=_ints([(0, segment, item.start) for item, _, _, segment in items[modality]]),
             )
@@ -174,7 +176,7 @@ def join(packs: Sequence[Batch]) -> Batch:
     segments = [int(pack.segment_ids.max()) + 1 for pack in packs]
     token_offsets = np.cumsum([0, *lengths])[:-1].tolist()
     segment_offsets = np.cumsum([0, *segments])[:-1].tolist()
-    media = {}
+    media: dict[str, MediaBatch] = {}
     for modality in MODALITIES:
         found = [
             (pack.media[modality], token_offset, torch.tensor([0, segment_offset, 0]))

@@ -233,8 +233,7 @@ def write_shards(
                 report.add_problem(error)
                 continue
             if writer is not None and (
-                len(writer.entries) >= samples_per_shard
-                or writer.num_bytes + encoded.tar_bytes > max_shard_bytes
+                len(writer.entries) >= samples_per_shard or writer.num_bytes + encoded.tar_bytes > max_shard_bytes
             ):
                 report.merge(writer.close())
                 writer = None
@@ -308,9 +307,7 @@ def expand_shards(pattern: str | list[str]) -> list[Path]:
     """
     shards: list[Path] = []
     missing: list[str] = []
-    for name in [
-        name for one in ([pattern] if isinstance(pattern, str) else pattern) for name in _braces(one)
-    ]:
+    for name in [name for one in ([pattern] if isinstance(pattern, str) else pattern) for name in _braces(one)]:
         path = Path(name)
         if path.is_file():
             shards.append(path)
@@ -521,23 +518,15 @@ def _describe(
 
 def _checked_media(listed: Any, members: Iterable[str], where: str) -> list[dict[str, Any]]:
     if not isinstance(listed, list):
-        raise SampleError(
-            "unreadable media list", f"{where}: the fact 'media' is {type(listed).__name__}, not a list"
-        )
+        raise SampleError("unreadable media list", f"{where}: the fact 'media' is {type(listed).__name__}, not a list")
     for item in listed:
-        if (
-            not isinstance(item, dict)
-            or item.keys() != {"modality", "member"}
-            or item["modality"] not in MODALITIES
-        ):
+        if not isinstance(item, dict) or item.keys() != {"modality", "member"} or item["modality"] not in MODALITIES:
             raise SampleError(
                 "unreadable media list",
                 f'{where}: wanted {{"modality": ..., "member": ...}}, found {item!r:.200}',
             )
         if item["member"] is not None and item["member"] not in members:
-            raise SampleError(
-                "missing member", f"{where} names {item['member']!r:.200}, which the shard lacks"
-            )
+            raise SampleError("missing member", f"{where} names {item['member']!r:.200}, which the shard lacks")
     return listed
 
 
@@ -569,9 +558,7 @@ def _parse_facts(data: bytes, suffix: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{name} is not JSON")
 
     if len(data) > MAX_JSON_BYTES:
-        raise SampleError(
-            "facts too large", f"{where} has {len(data)} bytes of facts, the limit is {MAX_JSON_BYTES}"
-        )
+        raise SampleError("facts too large", f"{where} has {len(data)} bytes of facts, the limit is {MAX_JSON_BYTES}")
     try:
         text = data.decode()
         if suffix == "txt":
@@ -632,18 +619,14 @@ def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
             )
         while tail := file.read(2**20):
             if tail.count(0) != len(tail):
-                raise ValueError(
-                    f"{path}: there is data behind the end of the archive at byte {end}; was it joined?"
-                )
+                raise ValueError(f"{path}: there is data behind the end of the archive at byte {end}; was it joined?")
 
 
 def _split_name(name: str, where: str) -> tuple[str, str] | None:
     """Key and suffix of a member name, None where it has none. Raises SampleError for path tricks."""
     name = name.removeprefix("./")
     if name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():
-        raise SampleError(
-            "unsafe name", f"{where} leaves the folder, or has characters that names should not have"
-        )
+        raise SampleError("unsafe name", f"{where} leaves the folder, or has characters that names should not have")
     match = _NAME.fullmatch(name)
     return (match[1], match[2].lower()) if match else None
 

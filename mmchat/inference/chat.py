@@ -49,9 +49,7 @@ class ChatSession:
         rest = _after(sample, known, keep_media=loaded.model.late is not None)
         batch = collate([rest], [[self._decoded[id(item.ref)] for item in rest.media]])
         batch = replace(batch, positions=batch.positions + known).to(loaded.device)
-        stream = TokenStream(
-            loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache
-        )
+        stream = TokenStream(loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache)
         ids: list[int] = []
         text = ""
         for chosen in stream:
@@ -61,8 +59,10 @@ class ChatSession:
                 if longer != text:
                     yield longer[len(text) :]
                 text = longer
-        text = decode(loaded.template, ids)
-        self.turns = (*turns, Turn("assistant", (text,)))
+        whole = decode(loaded.template, ids)
+        if whole.startswith(text) and whole != text:
+            yield whole[len(text) :]
+        self.turns = (*turns, Turn("assistant", (whole,)))
         self._cache = stream.cache
         self._cached = _extended(sample, ids[:-1])
 
@@ -80,7 +80,7 @@ class ChatSession:
             if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
                 self._cache = None  # a sliding window has forgotten what a cut would need
                 return 0
-            self._cache.crop(known)
+            self._cache.crop(known - self._cache.get_seq_length())  # negative: how many to take off
         return known
 
 

@@ -111,9 +111,7 @@ def pad_left(samples: Sequence[Sample], media: Sequence[Sequence[Tensor]]) -> tu
         modality: replace(
             item,
             index=place[item.index],
-            anchors=torch.stack(
-                [item.anchors[:, 1], torch.zeros_like(item.anchors[:, 1]), item.anchors[:, 2]], dim=1
-            ),
+            anchors=torch.stack([item.anchors[:, 1], torch.zeros_like(item.anchors[:, 1]), item.anchors[:, 2]], dim=1),
         )
         for modality, item in packed.media.items()
     }

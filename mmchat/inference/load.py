@@ -55,8 +55,8 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
         stored = checkpoint.manifest["probe"]
         if not probe_agrees(probe_logits(model, device), stored["logits"], stored["dtype"] == dtype):
             raise CheckpointError(
-                f"{checkpoint.folder}: the model does not answer the stored probe as it did when it was saved. Its base "
-                "models, or the code that loads them, are not the same; compare `bases` in manifest.json"
+                f"{checkpoint.folder}: the model does not answer the stored probe as it did when it was saved. Its "
+                "base models, or the code that loads them, are not the same; compare `bases` in manifest.json"
             )
     return Loaded(model, build_template(config), config, device, checkpoint)
 

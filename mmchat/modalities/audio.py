@@ -67,9 +67,7 @@ class WhisperEncoderConfig(Schema):
         from transformers import WhisperModel
 
         whisper: Any = WhisperModel
-        model, report = whisper.from_pretrained(
-            self.pretrained, dtype=torch.float32, output_loading_info=True
-        )
+        model, report = whisper.from_pretrained(self.pretrained, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(f"{self.pretrained} lacks weights of Whisper: {report}")
         return WhisperEncoder(model.get_encoder(), self.spec())
@@ -126,9 +124,7 @@ class AudioPreprocess:
     def __call__(self, data: bytes, plan: MediaPlan) -> Tensor:
         """Decodes one item to [windows, mels, 2 * window_positions] by its plan. Raises SampleError."""
         duration_s = plan.shape[0] / POSITIONS_PER_S
-        _, samples = self.sandbox.call(
-            "audio_samples", data, sample_rate_hz=SAMPLE_RATE_HZ, max_duration_s=duration_s
-        )
+        _, samples = self.sandbox.call("audio_samples", data, sample_rate_hz=SAMPLE_RATE_HZ, max_duration_s=duration_s)
         window = self.spec.window_positions * SAMPLE_RATE_HZ // POSITIONS_PER_S  # samples
         padded = np.zeros(math.ceil(plan.shape[0] / self.spec.window_positions) * window, np.float32)
         sound = np.frombuffer(samples, np.float32)[: len(padded)]
@@ -144,9 +140,7 @@ class AudioPreprocess:
             raise SampleError("header incomplete", "a sound's header needs its duration")
         if not 0 < header.duration_s <= self.config.max_duration_s:
             reason = "audio too long" if header.duration_s > 0 else "empty audio"
-            raise SampleError(
-                reason, f"{header.duration_s:.3f} s, wanted up to {self.config.max_duration_s:g} s"
-            )
+            raise SampleError(reason, f"{header.duration_s:.3f} s, wanted up to {self.config.max_duration_s:g} s")
         return header.duration_s
 
 

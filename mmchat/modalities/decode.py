@@ -88,9 +88,7 @@ def fit_square(
         return image.resize((width, height), resample).crop((left, top, left + size, top + size))
     if max(image.size) > _CANVAS_SIDE:
         scale = _CANVAS_SIDE / max(image.size)
-        image = image.resize(
-            (max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample
-        )
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
     side = max(image.size)
     canvas = Image.new("RGB", (side, side), tuple(fill))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -132,13 +130,13 @@ def video_frames(
     Seconds count from the first frame. A time behind the last frame takes the last frame; a video that ends
     before half of the times is refused, its header lied.
     """
+    resample = Image.Resampling[interpolation.upper()]
     squares = np.empty((len(times_s), size, size, 3), np.uint8)
     found_s: list[float] = []
     for index, (pixels, time_s) in enumerate(_BACKENDS[backend](data, times_s)):
         if found_s and time_s == found_s[-1]:
             squares[index] = squares[index - 1]
         else:
-            resample = Image.Resampling[interpolation.upper()]
             squares[index] = np.asarray(fit_square(Image.fromarray(pixels), size, resize, fill, resample))
         found_s.append(time_s)
     assert len(found_s) == len(times_s)
@@ -157,9 +155,7 @@ def audio_header(data: bytes) -> tuple[dict[str, Any], bytes]:
     return {"sample_rate_hz": rate_hz, "duration_s": duration_s}, b""
 
 
-def audio_samples(
-    data: bytes, sample_rate_hz: int, max_duration_s: float
-) -> tuple[dict[str, Any], memoryview]:
+def audio_samples(data: bytes, sample_rate_hz: int, max_duration_s: float) -> tuple[dict[str, Any], memoryview]:
     """The mean of all channels at `sample_rate_hz`, float32, at most `max_duration_s` of it."""
     try:
         with soundfile.SoundFile(BytesIO(data)) as file:
@@ -184,8 +180,10 @@ def _open(data: bytes, kind: Literal["video", "audio"]) -> tuple[Any, Any]:
             continue  # the cover of a sound file
         track.codec_context.thread_count = 1  # loader workers are the parallelism
         return container, track
-    found = ", ".join(stream.type for stream in container.streams) or "nothing"
+    found = ", ".join(stream.type for stream in container.streams)
     container.close()
+    if not found:
+        raise Refusal(f"undecodable {kind}", "no track is found in the file")
     raise Refusal(f"no {kind} track", f"the file holds {found}")
 
 
@@ -228,19 +226,15 @@ def _upright(frame: Any) -> np.ndarray:
 
 def _refuse_short(times_s: Sequence[float], end_s: float) -> None:
     if 2 * sum(time_s >= end_s for time_s in times_s) > len(times_s):
-        raise Refusal(
-            "truncated video", f"it ends at {end_s:.3f} s, frames up to {times_s[-1]:.3f} s were wanted"
-        )
+        raise Refusal("truncated video", f"it ends at {end_s:.3f} s, frames up to {times_s[-1]:.3f} s were wanted")
 
 
 def _pyav_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
     """Reads all packets once, for the true times, then decodes only where frames are wanted."""
     container, stream = _open(data, "video")
     ticks: list[int] = []
-    keys: list[
-        tuple[int, int]
-    ] = []  # presentation and decoding time of each packet that decoding may start at
-    last_duration = 0
+    keys: list[tuple[int, int]] = []  # presentation and decoding time of each packet that decoding may start at
+    last_duration: float = 0
     for packet in container.demux(stream):
         if packet.size == 0 or packet.is_discard or (packet.pts is None and packet.dts is None):
             continue
@@ -252,6 +246,7 @@ def _pyav_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.nda
         raise Refusal("empty video", "the video track holds no packets")
     ticks.sort()
     keys.sort()
+    last_duration = last_duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else math.inf)
     _refuse_short(times_s, float((ticks[-1] + last_duration - ticks[0]) * stream.time_base))
 
     def from_start() -> tuple[Any, Any, Iterator[Any]]:
@@ -290,6 +285,9 @@ def _decord_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.n
     import decord
 
     reader = decord.VideoReader(BytesIO(data), num_threads=1)
+    if reader[0].shape[2] != 3:  # decord 0.6 mangles videos with a quarter turn
+        yield from _pyav_frames(data, times_s)
+        return
     spans = reader.get_frame_timestamp(range(len(reader)))  # [frames, 2] start and end in seconds
     starts_s = spans[:, 0] - spans[0, 0]
     _refuse_short(times_s, float(spans[-1, 1] - spans[0, 0]))

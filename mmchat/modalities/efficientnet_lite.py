@@ -102,13 +102,17 @@ class _ConvNorm(nn.Module):
         use_relu: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, kernel, stride, groups=groups, bias=False)
+        # With stride 1 the 'same' padding is even, and the convolution does it without a copy.
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv2d(channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.norm = _Norm(out_channels)
         self.use_relu = use_relu
 
     def forward(self, x: Tensor) -> Tensor:
         # [n, channels, h, w] to [n, out_channels, ceil(h / stride), ceil(w / stride)]
-        y = self.norm(self.conv(_pad_same(x, self.conv.kernel_size[0], self.conv.stride[0])))
+        if self.conv.stride[0] > 1:
+            x = _pad_same(x, self.conv.kernel_size[0], self.conv.stride[0])
+        y = self.norm(self.conv(x))
         return F.relu6(y) if self.use_relu else y
 
 
@@ -159,9 +163,7 @@ def read_config(folder: Path | str) -> dict:
         )
     config = json.loads((folder / "config.json").read_text())
     if config.get("kind") != "efficientnet_lite":
-        raise ValueError(
-            f"{folder / 'config.json'} has kind {config.get('kind')!r}; wanted 'efficientnet_lite'"
-        )
+        raise ValueError(f"{folder / 'config.json'} has kind {config.get('kind')!r}; wanted 'efficientnet_lite'")
     return config
 
 
@@ -177,6 +179,4 @@ def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
     height, width = x.shape[2:]
     rows = max((math.ceil(height / stride) - 1) * stride + kernel - height, 0)
     columns = max((math.ceil(width / stride) - 1) * stride + kernel - width, 0)
-    if rows == columns == 0:
-        return x
     return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))

@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmchat.batch import FeatureShape
+from mmchat.modalities.efficientnet_lite import FEATURE_DIM, STRIDE, load_efficientnet_lite, read_config
 from mmchat.schema import Schema
 
 Layer = Annotated[int, Field(le=-1)] | None
@@ -105,9 +106,7 @@ class TimmTower(nn.Module):
 
     def forward(self, data: Tensor) -> Tensor:
         """[n, 3, size, size] to [n, dim, grid_height, grid_width]."""
-        return self.model.forward_intermediates(
-            data, self.indices, norm=self.use_norm, intermediates_only=True
-        )[0]
+        return self.model.forward_intermediates(data, self.indices, norm=self.use_norm, intermediates_only=True)[0]
 
 
 class OpenClipTower(nn.Module):
@@ -198,9 +197,7 @@ class TimmConfig(Schema):
             self.model, pretrained=bool(pretrained), pretrained_cfg_overlay=overlay, num_classes=0
         )
         if self.image_size is not None and hasattr(model, "set_input_size"):
-            model.set_input_size(
-                self.image_size
-            )  # convolutional networks have no such method and take any size
+            model.set_input_size(self.image_size)  # convolutional networks have no such method and take any size
         return TimmTower(model, self.layer)
 
 
@@ -248,9 +245,7 @@ class OpenClipConfig(Schema):
             )
         finally:
             logging.disable(logging.NOTSET)
-        facts = model.visual.preprocess_cfg | {
-            key: tag[key] for key in ("mean", "std", "interpolation") if key in tag
-        }
+        facts = model.visual.preprocess_cfg | {key: tag[key] for key in ("mean", "std", "interpolation") if key in tag}
         if isinstance(model.visual, open_clip.timm_model.TimmModel):
             return TimmTower(model.visual.trunk, self.layer), facts
         if not isinstance(model.visual, open_clip.transformer.VisionTransformer):
@@ -349,7 +344,32 @@ class TransformersConfig(Schema):
         return config
 
 
-ImageEncoderConfig = Annotated[OpenClipConfig | TimmConfig | TransformersConfig, Field(discriminator="kind")]
+class EfficientNetLiteConfig(Schema):
+    """An EfficientNet-Lite from a folder that data_prep/base_models.py wrote (see efficientnet_lite.py)."""
+
+    kind: Literal["efficientnet_lite"] = "efficientnet_lite"
+    pretrained: str
+
+    def spec(self) -> ImageSpec:
+        facts = read_config(self.pretrained)
+        grid = math.ceil(facts["image_size"] / STRIDE)
+        return ImageSpec(
+            size=facts["image_size"],
+            mean=tuple(facts["mean"]),
+            std=tuple(facts["std"]),
+            interpolation=facts["interpolation"],
+            grid_height=grid,
+            grid_width=grid,
+            feature_dim=FEATURE_DIM,
+        )
+
+    def build(self) -> ImageEncoder:
+        return ImageEncoder(load_efficientnet_lite(self.pretrained), self.spec())
+
+
+ImageEncoderConfig = Annotated[
+    OpenClipConfig | TimmConfig | TransformersConfig | EfficientNetLiteConfig, Field(discriminator="kind")
+]
 
 
 def _measured_spec(

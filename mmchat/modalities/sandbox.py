@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from typing import Any
 
 from pydantic import Field
@@ -24,7 +25,7 @@ _START_TIMEOUT_S = 60.0
 class SandboxLimits(Schema):
     """What decoding one item may take: time, the child's address space (None: any), encoded size."""
 
-    decode_timeout_s: float = Field(default=30.0, gt=0)
+    decode_timeout_s: float = Field(default=60.0, gt=0)
     decode_memory_bytes: int | None = Field(default=None, gt=0)
     max_file_bytes: int = Field(default=1 << 30, ge=1)
 
@@ -46,9 +47,7 @@ class Sandbox:
     def call(self, command: str, data: bytes, **arguments: Any) -> tuple[dict[str, Any], bytes]:
         """Runs a command of decode.py. Returns its facts and its raw bytes; raises SampleError."""
         if len(data) > self.limits.max_file_bytes:
-            raise SampleError(
-                "file too large", f"{len(data)} bytes, above max_file_bytes {self.limits.max_file_bytes}"
-            )
+            raise SampleError("file too large", f"{len(data)} bytes, above max_file_bytes {self.limits.max_file_bytes}")
         if self._owner != os.getpid():
             self._adopt()  # after a fork the child, and perhaps a held lock, belong to the parent
         with self._lock:
@@ -64,9 +63,6 @@ class Sandbox:
         if self._owner == os.getpid() and self._child is not None:
             _end(self._child)
             self._child = None
-
-    def __del__(self) -> None:
-        self.close()
 
     def _adopt(self) -> None:
         self._owner = os.getpid()
@@ -92,6 +88,7 @@ class Sandbox:
             ) from None
         finally:
             late.cancel()
+        weakref.finalize(self, _end_own, os.getpid(), child)
         return child
 
     def _exchange(
@@ -124,11 +121,14 @@ class Sandbox:
         finally:
             timer.cancel()
             timer.join()
-            if (
-                not is_done or late.is_set()
-            ):  # also when interrupted: half an answer must not meet the next item
+            if not is_done or late.is_set():  # also when interrupted: half an answer must not meet the next item
                 _end(child)
                 self._child = None
+
+
+def _end_own(owner: int, child: subprocess.Popen[bytes]) -> None:
+    if owner == os.getpid():
+        _end(child)
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

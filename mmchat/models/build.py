@@ -15,8 +15,9 @@ from mmchat.modalities import Preprocess
 from mmchat.modalities.audio import AudioConfig
 from mmchat.modalities.image import ImageConfig
 from mmchat.modalities.video import VideoConfig
-from mmchat.models.connector import ConnectorConfig
+from mmchat.models.connector import Connector, ConnectorConfig
 from mmchat.models.fusion import (
+    EarlyConfig,
     FLoRAConfig,
     FusionConfig,
     LateConfig,
@@ -24,7 +25,7 @@ from mmchat.models.fusion import (
     LoRAConfig,
     adapt,
 )
-from mmchat.models.llm import LLMConfig, decoder_of
+from mmchat.models.llm import LLMConfig, decoder_of, token_embedding
 from mmchat.models.mmchat import MMChat
 from mmchat.schema import Schema
 
@@ -63,29 +64,35 @@ class Modalities(Schema):
 class ModelConfig(Schema):
     llm: LLMConfig
     modalities: Modalities = Modalities()
-    fusion: FusionConfig = FLoRAConfig()
+    fusion: FusionConfig = EarlyConfig()
 
     def build(
         self,
         dtype: torch.dtype,
         seed: int,
+        partition: Callable[[], Any] = lambda: None,
         gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]] = lambda _: nullcontext(),
     ) -> MMChat:
         """Loads the pretrained parts and initialises the new ones from `seed`, the same on every rank.
 
-        gather: makes partitioned parameters whole for a moment (ZeRO-3 loads the LLM in partitions).
+        Args:
+            partition: makes an object during whose life transformers loads in partitions (ZeRO-3). Only the LLM is:
+                encoders are small beside it, and transformers' Whisper cannot be loaded that way.
+            gather: makes partitioned parameters whole for a moment.
         """
+        alive = partition()
         llm = self.llm.build(dtype)
+        del alive
         for parameter in llm.parameters():
             parameter.requires_grad_(False)
-        embedding = llm.get_input_embeddings()
+        embedding = token_embedding(llm)
         with torch.no_grad(), gather(list(embedding.parameters())):
             # Through the module, because some LLMs (Gemma) scale their embeddings there.
             token_std = float(embedding(torch.arange(min(1000, embedding.num_embeddings))).float().std())
         llm_dim = embedding.embedding_dim
 
         encoders: dict[str, nn.Module] = {}
-        connectors = {}
+        connectors: dict[str, Connector] = {}
         shared: dict[str, str] = {}
         for modality, entry in self.modalities.entries().items():
             encoder = entry.build_encoder()

@@ -143,7 +143,8 @@ class SpatioTemporalConfig(_ConnectorConfig):
 
 
 ConnectorConfig = Annotated[
-    LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig, Field(discriminator="kind")
+    LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig,
+    Field(discriminator="kind"),
 ]
 AnyConnectorConfig = LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig
 
@@ -221,9 +222,7 @@ class _ResamplerLayer(nn.Module):
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
-        )
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         normed = self.norm_queries(queries)

@@ -30,7 +30,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class _FusionConfig(Schema):
     """modality_dropout: chance, by modality, that a training conversation loses all items of it (data side)."""
 
-    modality_dropout: dict[Modality, Probability] = {}
+    modality_dropout: dict[Modality, Probability] = Field(default_factory=dict)
 
 
 class FLoRAConfig(_FusionConfig):
@@ -45,7 +45,7 @@ class FLoRAConfig(_FusionConfig):
     rank: int = Field(16, gt=0)
     alpha: float = Field(32.0, gt=0)
     scope: Literal["segment", "own_tokens"] = "segment"
-    adapter_dropout: dict[Modality, Probability] = {}
+    adapter_dropout: dict[Modality, Probability] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
 
 
@@ -81,9 +81,7 @@ class LateConfig(_FusionConfig):
     num_heads: int = Field(8, gt=0)
 
 
-FusionConfig = Annotated[
-    FLoRAConfig | LoRAConfig | EarlyConfig | FullConfig | LateConfig, Field(discriminator="kind")
-]
+FusionConfig = Annotated[FLoRAConfig | LoRAConfig | EarlyConfig | FullConfig | LateConfig, Field(discriminator="kind")]
 AnyFusionConfig = FLoRAConfig | LoRAConfig | EarlyConfig | FullConfig | LateConfig
 
 
@@ -115,8 +113,8 @@ class LowRankFusion(nn.Module):
         in_features, out_features = linear_size(base)
         self.base = base
         self.gates = gates
-        # base.weight may be partitioned away under ZeRO-3; its dtype is still true.
-        dtype = base.weight.dtype  # type: ignore[union-attr]
+        # The weight may be partitioned away under ZeRO-3; its dtype is still true.
+        dtype = next(base.parameters()).dtype
         channels = gates.num_pairs * gates.rank
         self.fusion_a = nn.Parameter(torch.empty(channels, in_features, dtype=torch.float32))
         self.fusion_b = nn.Parameter(torch.zeros(out_features, channels, dtype=dtype))
@@ -173,9 +171,7 @@ def adapt(decoder: nn.Module, config: FLoRAConfig | LoRAConfig) -> Gates:
                 setattr(parent, name, LowRankFusion(child, gates))
                 adapted += 1
     if not adapted:
-        linear = sorted(
-            {path.rpartition(".")[2] for path, module in decoder.named_modules() if is_linear(module)}
-        )
+        linear = sorted({path.rpartition(".")[2] for path, module in decoder.named_modules() if is_linear(module)})
         raise ValueError(
             f"fusion.targets {list(config.targets)} match no linear layer; this LLM has {linear}. "
             "Name some of these, or leave targets empty to adapt them all."

@@ -122,7 +122,7 @@ def _segment_attention(
             mask = columns <= rows
             if sliding_window is not None:
                 mask &= columns > rows - sliding_window
-        elif mask is None and windowed:
+        elif mask is None and windowed and sliding_window is not None:
             k, v = k[:, :, -sliding_window:], v[:, :, -sliding_window:]  # one query, the newest position
         is_causal = mask is None and q_length > 1
         return F.scaled_dot_product_attention(
@@ -136,11 +136,9 @@ def _segment_attention(
     return torch.cat([attend(*part) for part in parts], dim=2).transpose(1, 2), None
 
 
-def _segment_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _segment_mask(**arguments: Any) -> Tensor | None:
     """No mask for packs and for single conversations; SDPA's own for padded batches."""
-    if attention_mask is None:
-        return None
-    return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return None if arguments.get("attention_mask") is None else sdpa_mask(**arguments)
 
 
 AttentionInterface.register(SEGMENTS, _segment_attention)
@@ -170,14 +168,18 @@ def pack_arguments(segment_ids: Tensor) -> dict[str, Any]:
 def check_supported(model: PreTrainedModel) -> None:
     """Raises ValueError for an LLM whose logits are not `softcap(head(decoder(x)))`."""
     config = model.config.to_dict()
-    scales = [
-        name for name in ("logit_scale", "logits_scaling") if config.get(name) not in (None, 1, 1.0)
-    ]
+    scales = [name for name in ("logit_scale", "logits_scaling") if config.get(name) not in (None, 1, 1.0)]
     if scales:
         raise ValueError(
             f"model.llm: {type(model).__name__} scales its logits ({', '.join(scales)}), which the loss head here does "
             "not. Use a Llama, Qwen, SmolLM, Gemma, Mistral or GPT-2 type of model."
         )
+
+
+def token_embedding(model: PreTrainedModel) -> nn.Embedding:
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    return embedding
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -212,4 +214,4 @@ def head_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> TokenLo
             total = total + checkpoint(chunk_loss, part, target, use_reentrant=False)
         else:
             total = total + chunk_loss(part, target)
-    return TokenLoss(total, torch.tensor(len(targets), device=hidden.device))
+    return TokenLoss(total, len(targets))

@@ -1,12 +1,12 @@
 """MMChat: encode, connect, splice, and run the LLM with per-modality low-rank fusion.
 
-    media ─▶ encoder ─▶ features ─▶ connector ─▶ media tokens ─┐ splice at placeholders
-    token ids ─▶ token embeddings ──────────────────────────────┴▶ LLM (+ fusion, gated by presence) ─▶ loss, logits
+media ─▶ encoder ─▶ features ─▶ connector ─▶ media tokens ─┐ splice at placeholders
+token ids ─▶ token embeddings ──────────────────────────────┴▶ LLM (+ fusion, gated by presence) ─▶ loss, logits
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from mmchat.batch import Batch, MediaBatch, TokenLoss
 from mmchat.models.connector import Connector
 from mmchat.models.fusion import Gates, LateFusion, late_visibility
-from mmchat.models.llm import decoder_of, head_loss, logits_of, pack_arguments
+from mmchat.models.llm import decoder_of, head_loss, logits_of, pack_arguments, token_embedding
 
 
 class MMChat(nn.Module):
@@ -45,6 +45,14 @@ class MMChat(nn.Module):
         self.shared = shared
         self.gates = gates
         self.late = late
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but frozen encoders stay as they were trained: their batch norms and dropouts do not move."""
+        super().train(mode)
+        for encoder in self.encoders.values():
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
 
     def forward(self, batch: Batch) -> TokenLoss:
         """The training and scoring path: summed loss over the learned tokens of the batch."""
@@ -114,7 +122,7 @@ class MMChat(nn.Module):
 
     def embed(self, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:
         """Token embeddings with media tokens spliced in at their placeholders: [rows, length, dim]."""
-        embeddings = self.llm.get_input_embeddings()(batch.token_ids)
+        embeddings = token_embedding(self.llm)(batch.token_ids)
         for modality, media_tokens in tokens.items():
             media = batch.media.get(modality)
             if media is None:

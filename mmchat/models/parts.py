@@ -43,6 +43,4 @@ def names_in(model: MMChat, parts: set[str], is_full: bool) -> set[str]:
     saved = model.state_dict().keys() | dict(model.named_parameters()).keys()
     parameters = dict(model.named_parameters())  # tied weights occur once here
     buffers = dict(model.named_buffers())
-    return {
-        name for name in saved if (name in parameters or name in buffers) and part_of(name, is_full) in parts
-    }
+    return {name for name in saved if (name in parameters or name in buffers) and part_of(name, is_full) in parts}

@@ -6,6 +6,8 @@ import torch
 
 from mmchat.batch import IGNORE, Batch, MediaBatch
 from mmchat.conversation import MODALITIES
+from mmchat.models.connector import Connector
+from mmchat.models.llm import token_embedding
 from mmchat.models.mmchat import MMChat
 
 NUM_TEXT = 24
@@ -23,16 +25,17 @@ def probe_logits(model: MMChat, device: torch.device) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     length, media, present = NUM_TEXT, {}, torch.zeros(len(MODALITIES))
     for modality, connector in model.connectors.items():
+        assert isinstance(connector, Connector)
         data, shapes = model.encoders[model.shared.get(modality, modality)].stand_in()  # type: ignore[operator]
         noise = torch.rand(data.shape, generator=generator) * 2 - 1
-        num_tokens = sum(connector.config.num_tokens(shape) for shape in shapes)  # type: ignore[union-attr]
+        num_tokens = sum(connector.config.num_tokens(shape) for shape in shapes)
         # Late fusion keeps media out of the sequence; the item then stands before the first token.
         index = torch.arange(0) if model.late is not None else torch.arange(length, length + num_tokens)
         media[modality] = MediaBatch(noise, shapes, index, torch.zeros(len(shapes), 3, dtype=torch.int64))
         length += len(index)
-        present[MODALITIES.index(modality)] = 1.0  # type: ignore[arg-type]
+        present[list[str](MODALITIES).index(modality)] = 1.0
     batch = Batch(
-        token_ids=(torch.arange(length)[None] * 7) % model.llm.get_input_embeddings().num_embeddings,
+        token_ids=(torch.arange(length)[None] * 7) % token_embedding(model.llm).num_embeddings,
         labels=torch.full((1, length), IGNORE),
         segment_ids=torch.zeros(1, length, dtype=torch.int64),
         positions=torch.arange(length)[None],

@@ -14,7 +14,8 @@ from typing import Any
 
 from mmchat.conversation import MODALITIES, Conversation, Modality, Record, Turn
 from mmchat.errors import SampleError
-from mmchat.tasks.instruct import find_file, given_media, read_rows, score_texts
+from mmchat.tasks.rows import find_file, given_media, read_rows
+from mmchat.tasks.text_score import references, score_texts
 
 _FACTS: tuple[str, ...] = ("caption", "captions", "objects")
 
@@ -70,13 +71,11 @@ class Caption:
         # A recording that comes with a video is a part of it, and a video's still picture too.
         subject = next(modality for modality in ("video", *MODALITIES) if modality in shown)
         prompt = rng.choice(PROMPTS[subject])
-        return Conversation(
-            (Turn("user", (*record.media, prompt)), Turn("assistant", (rng.choice(captions),)))
-        )
+        return Conversation((Turn("user", (*record.media, prompt)), Turn("assistant", (rng.choice(captions),))))
 
     def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
         """Compares each answer with the caption that is nearest to it."""
-        return score_texts(answers, [_captions(record) for record in records])
+        return score_texts(answers, [references(record, _captions) for record in records])
 
 
 def _captions(record: Record) -> list[str]:
@@ -95,6 +94,4 @@ def _check_objects(objects: Any) -> None:
         match thing:
             case {"label": str(), "box": [_, _, _, _] as box} if all(isinstance(x, int | float) for x in box):
                 continue
-        raise SampleError(
-            "unreadable objects", f'wanted {{"label": ..., "box": [4 numbers]}}, found {thing!r:.200}'
-        )
+        raise SampleError("unreadable objects", f'wanted {{"label": ..., "box": [4 numbers]}}, found {thing!r:.200}')

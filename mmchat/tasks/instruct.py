@@ -2,21 +2,15 @@
 
 Facts: {"turns": [{"role": "user", "parts": [{"text": "..."} | {"media": 0} | {"region": {"media": 0,
 "box": [...]}}], "learn": optional bool}]}; `media` counts through the record's media.
-
-What other importers share is here too: a source's file, its rows, media files, and scores of text.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import math
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from mmchat.conversation import (
@@ -28,10 +22,11 @@ from mmchat.conversation import (
     Record,
     Region,
     Role,
-    StoredBytes,
     Turn,
 )
 from mmchat.errors import SampleError
+from mmchat.tasks.rows import find_file, given_media, load_media, read_rows
+from mmchat.tasks.text_score import references, score_texts
 
 # LLaVA's and ShareGPT's names beside the chat-message ones.
 ROLES: dict[str, Role] = {
@@ -70,7 +65,14 @@ class Instruct:
 
     def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
         """Compares each answer with the text of the record's last assistant turn."""
-        return score_texts(answers, [[_last_answer(record)] for record in records])
+        return score_texts(answers, [references(record, self._last_answer) for record in records])
+
+    def _last_answer(self, record: Record) -> list[str]:
+        """Raises SampleError where there is none."""
+        answers = [t for t in self.conversation(record, random.Random(0)).turns if t.role == "assistant"]
+        if not answers:
+            raise SampleError("no answer", f"{record.key}: wanted an assistant turn")
+        return ["".join(part for part in answers[-1].parts if isinstance(part, str))]
 
 
 def _conversation(record: Record) -> Conversation:
@@ -116,11 +118,6 @@ def _numbers(found: Sequence[Any], length: int) -> tuple[float, ...]:
     return numbers
 
 
-def _last_answer(record: Record) -> str:
-    answers = [turn for turn in record.facts["turns"] if turn["role"] == "assistant"]
-    return "".join(part.get("text", "") for part in answers[-1]["parts"]) if answers else ""
-
-
 # A part of a row's turn: text, or a modality and its path, None for the row's next item of that modality.
 _Piece = str | tuple[Modality, str | None]
 _Said = tuple[Role, list[_Piece], bool | None]  # role, pieces, learn
@@ -141,17 +138,13 @@ def _record(row: dict[str, Any], key: str, roots: Sequence[Path]) -> Record:
                 continue
             modality, path = piece
             if path is None and not given[modality]:
-                raise SampleError(
-                    "too many placeholders", f"more {modality} placeholders than {modality} items"
-                )
+                raise SampleError("too many placeholders", f"more {modality} placeholders than {modality} items")
             parts.append({"media": len(media)})
-            media.append(given[modality].pop(0) if path is None else _load_media(modality, path, roots))
+            media.append(given[modality].pop(0) if path is None else load_media(modality, path, roots))
         turns.append({"role": role, "parts": parts} | ({} if learn is None else {"learn": learn}))
     if left := {modality: len(items) for modality, items in given.items() if items}:
         raise SampleError("too few placeholders", f"no placeholder for {left} of the row's items")
-    answers = [
-        part.get("text", "") for turn in turns if turn["role"] == "assistant" for part in turn["parts"]
-    ]
+    answers = [part.get("text", "") for turn in turns if turn["role"] == "assistant" for part in turn["parts"]]
     if not any(text.strip() for text in answers):
         raise SampleError("no answer", "no turn of the assistant has text")
     facts: dict[str, Any] = {"turns": turns}
@@ -215,16 +208,6 @@ def _piece(piece: Any) -> _Piece:
     raise SampleError("unreadable turn", f"{piece!r:.200} is neither text nor a media item")
 
 
-def given_media(row: Mapping[str, Any], roots: Sequence[Path]) -> dict[Modality, list[MediaRef]]:
-    """Items under "image", "images", "video", ... in order; null inside a list is an absent item."""
-    given: dict[Modality, list[MediaRef]] = {}
-    for modality in MODALITIES:
-        found = row.get(modality, row.get(f"{modality}s"))
-        names = found if isinstance(found, list) else [] if found is None else [found]
-        given[modality] = [_load_media(modality, name, roots) for name in names]
-    return given
-
-
 def _prepend_single_items(said: Sequence[_Said], given: Mapping[Modality, Sequence[MediaRef]]) -> None:
     """Shows a modality's only item first in the first turn of the user, where no turn says where it goes."""
     first = next((pieces for role, pieces, _ in said if role == "user"), None)
@@ -233,103 +216,3 @@ def _prepend_single_items(said: Sequence[_Said], given: Mapping[Modality, Sequen
         placed = any(placeholder in pieces for _, pieces, _ in said)
         if first is not None and len(given[modality]) == 1 and not placed:
             first.insert(0, placeholder)
-
-
-def find_file(source: Path, names: Sequence[str]) -> tuple[Path, list[Path]]:
-    """The file to read, and the folders that its media paths may be relative to.
-
-    Args:
-        source: the file itself, or a folder that holds one of `names`.
-
-    Raises ValueError where there is none.
-    """
-    if source.is_file():
-        return source, [source.parent]
-    for name in names:
-        if (file := source / name).is_file():
-            return file, list(dict.fromkeys([file.parent, source]))
-    raise ValueError(f"{source} is no file, nor a folder that holds {' or '.join(names)}")
-
-
-def read_rows(file: Path) -> Iterator[dict[str, Any] | SampleError]:
-    """Rows of a JSON list or of JSON lines, told apart by the first character; a bad one as SampleError.
-
-    Raises ValueError for a JSON list that cannot be parsed.
-    """
-    with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-        is_list = lines.read(1024).lstrip().startswith("[")
-        lines.seek(0)
-        try:
-            rows = json.load(lines) if is_list else map(_parse_line, lines)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is no JSON list: {error}") from error
-        for number, row in enumerate(rows):
-            if isinstance(row, dict):
-                yield row
-            elif row != "":  # an empty line
-                yield SampleError("unreadable row", f"{file.name} row {number}: {row!r:.200} is no object")
-
-
-def _parse_line(line: str) -> Any:
-    """The JSON value, or the line itself where it is none."""
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return line.strip()
-
-
-def _load_media(modality: Modality, name: Any, roots: Sequence[Path]) -> MediaRef:
-    """The item that a row names: a relative path, a data URL, or None if it is absent. Raises SampleError."""
-    if name is None:
-        return MediaRef(modality, None)
-    if not isinstance(name, str) or not name:
-        raise SampleError("unreadable media path", f"{modality}: {name!r:.200}")
-    if name.startswith("data:"):
-        try:
-            return MediaRef(modality, base64.b64decode(name.partition(";base64,")[2], validate=True))
-        except binascii.Error as error:
-            raise SampleError(
-                "unreadable media path", f"{modality}: a data URL that is not base64"
-            ) from error
-    if "://" in name:
-        raise SampleError("media not local", f"{name:.200} is a URL: download it and name the file")
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise SampleError(
-            "media outside of the source",
-            f"{name!r:.200}: paths are relative and inside the source's folder (where a link may lead out)",
-        )
-    for root in roots:
-        try:
-            if (file := root / path).is_file():
-                return MediaRef(modality, StoredBytes(str(file), 0, file.stat().st_size))
-        except OSError as error:  # such as a name that is too long
-            raise SampleError("unreadable media path", f"{name!r:.200}: {error}") from error
-    raise SampleError("missing media", f"{name!r:.200} is not in {' or '.join(map(str, roots))}")
-
-
-def score_texts(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Exact match and token F1 of each answer with its best reference, averaged over all records.
-
-    Raises ValueError where there is not one answer a record, or no record.
-    """
-    if len(answers) != len(references) or not answers:
-        raise ValueError(f"{len(answers)} answers for {len(references)} records; there must be one for each")
-    exact = f1 = 0.0
-    for answer, texts in zip(answers, references, strict=True):
-        exact += any(_normal(answer) == _normal(text) for text in texts)
-        f1 += max((_token_f1(answer, text) for text in texts), default=0.0)
-    return {"exact_match": exact / len(answers), "token_f1": f1 / len(answers)}
-
-
-def _normal(text: str) -> str:
-    """Lower case, without outer space, trailing punctuation and a leading article."""
-    return re.sub(r"^(?:an?|the)\s+(?=\S)", "", re.sub(r"[\s.,;:!?]+$", "", text.strip().lower()))
-
-
-def _token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of the shares of words in common (SQuAD's measure, arXiv 1606.05250)."""
-    said, wanted = (Counter(re.findall(r"\w+", _normal(text))) for text in (answer, reference))
-    if not said or not wanted:
-        return float(said == wanted)
-    return 2 * (said & wanted).total() / (said.total() + wanted.total())

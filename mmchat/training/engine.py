@@ -16,6 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
     safe_get_full_grad,
     safe_get_full_optimizer_state,
@@ -82,7 +83,7 @@ def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def construction(stage: StageConfig) -> Any:
+def partition(stage: StageConfig) -> Any:
     """Under ZeRO-3, an object that makes transformers load models in partitions for as long as it is alive."""
     if stage.zero < 3:
         return None
@@ -112,9 +113,7 @@ class Engine:
         self.model: MMChat = self._engine.module
         self.device = self._engine.device
 
-    def train_step(
-        self, batches: list[Batch], learned: int, rate_factor: float, seed: int
-    ) -> StepResult:
+    def train_step(self, batches: list[Batch], learned: int, rate_factor: float, seed: int) -> StepResult:
         """One optimizer step over this rank's micro-batches.
 
         learned: learned tokens of the whole step, all ranks; the gradient is that of the mean over them, however the
@@ -169,8 +168,19 @@ class Engine:
             self._engine.step()
         norm = float(self._engine.get_global_grad_norm() or 0.0) if self.stage.zero else max(gradients.values())
         result = StepResult(distributed.sum_float(loss.sum), norm, not self._engine.was_step_applied())
+        self._link_moments()
         self.set_moments(None, 0)
         return result, gradients
+
+    def _link_moments(self) -> None:
+        """Tells ZeRO 1 and 2 where each parameter's moments lie.
+
+        They look for themselves after the first parameter group has stepped, when the other groups have none yet.
+        """
+        if self.stage.zero in (1, 2):
+            zero = self._engine.optimizer
+            for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
 
     def weights(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Whole weights on rank 0's CPU (an empty dict elsewhere): fp32 masters of trained ones, others as they are."""
@@ -229,4 +239,3 @@ class Engine:
 
     def close(self) -> None:
         self._engine.destroy()
-

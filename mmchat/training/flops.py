@@ -16,7 +16,15 @@ from mmchat.models.mmchat import MMChat
 from mmchat.models.parts import shape_of, size_of
 
 # Dense bfloat16 FLOP/s by device name (vendors' data sheets).
-PEAKS = {"H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "B200": 2250e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "B200": 2250e12,
+}
 
 
 def peak_flops() -> float | None:
@@ -35,7 +43,9 @@ class FlopCounter:
         decoder = decoder_of(model.llm)
         embedding = {id(p) for p in model.llm.get_input_embeddings().parameters()}
         self.decoder = [
-            (size_of(p), p.requires_grad) for p in decoder.parameters() if id(p) not in embedding and len(shape_of(p)) > 1
+            (size_of(p), p.requires_grad)
+            for p in decoder.parameters()
+            if id(p) not in embedding and len(shape_of(p)) > 1
         ]
         head = model.llm.get_output_embeddings().weight
         self.head = (size_of(head), head.requires_grad)
@@ -71,4 +81,3 @@ def _matmul(parts: list[tuple[int, bool]], rows: int, upstream: bool) -> float:
     """upstream: something before these layers learns, so that the gradient passes through them."""
     passes = upstream or any(learns for _, learns in parts)
     return float(sum(size * rows * (2 + 2 * passes + 2 * learns) for size, learns in parts))
-

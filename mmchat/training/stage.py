@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
 import signal
 import time
 from collections import Counter
@@ -15,7 +14,6 @@ import torch
 import yaml
 
 from mmchat import distributed
-from mmchat.batch import Batch
 from mmchat.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -27,22 +25,28 @@ from mmchat.checkpoint import (
 )
 from mmchat.config import RunConfig, StageConfig, dump_config
 from mmchat.data.build import build_template
-from mmchat.data.chat_template import ChatTemplate
 from mmchat.data.loader import Loader, Step
 from mmchat.data.mixture import Mixture
-from mmchat.data.pack import LanePacker, collate, join, load_media
-from mmchat.errors import SampleError
 from mmchat.models.parts import names_in
 from mmchat.models.probe import probe_agrees, probe_logits
-from mmchat.training.engine import Engine, construction, gather
+from mmchat.training.engine import Engine, gather, partition
 from mmchat.training.flops import FlopCounter, peak_flops
 from mmchat.training.log import TrainLog, duration
+from mmchat.training.preflight import preflight
 from mmchat.training.schedule import rate_factor
-from mmchat.training.trainable import Part, select, table
+from mmchat.training.trainable import select, table
 
 # A stage may be resumed with these keys changed; any other difference would make it another run.
-FREE_STAGE_KEYS = {"zero", "deepspeed", "save_every", "keep", "workers", "decode_timeout_s", "bad_samples", "nan_steps"}
-REHEARSED_PACKS = 4
+FREE_STAGE_KEYS = {
+    "zero",
+    "deepspeed",
+    "save_every",
+    "keep",
+    "workers",
+    "decode_timeout_s",
+    "bad_samples",
+    "nan_steps",
+}
 
 
 class StopRequest:
@@ -59,7 +63,11 @@ class StopRequest:
 
 
 def train_stage(
-    config: RunConfig, stage: StageConfig, previous: Path | None, stop: StopRequest, preflight_only: bool = False
+    config: RunConfig,
+    stage: StageConfig,
+    previous: Path | None,
+    stop: StopRequest,
+    preflight_only: bool = False,
 ) -> bool:
     """Trains one stage, or continues it, or finds it done.
 
@@ -81,9 +89,7 @@ def train_stage(
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data)
 
-    keep_alive = construction(stage)  # transformers looks for it while models are loaded
-    model = config.model.build(getattr(torch, stage.dtype), config.seed, gather)
-    del keep_alive
+    model = config.model.build(getattr(torch, stage.dtype), config.seed, lambda: partition(stage), gather)
     is_full = config.model.fusion.kind == "full"
     held = set(start.manifest["parts"]) if start is not None else set()
     weights = {}
@@ -98,15 +104,13 @@ def train_stage(
 
     template = build_template(config)
     states = {int(lane): s for lane, s in resumed.state["lanes"].items()} if resumed is not None else None
-    loader = Loader(
-        stage, config.seed, template, distributed.rank(), distributed.world_size(), states, mixture
-    )
+    loader = Loader(stage, config.seed, template, distributed.rank(), distributed.world_size(), states, mixture)
     engine = Engine(model, parts, stage, loader.num_micro_batches)
     engine.model.train()
     if start is not None:
         _check_probe(engine, start)
     log = TrainLog(folder, config.run, stage.name, stage.steps, step, config.log)
-    _preflight(config, stage, engine, parts, template, mixture, loader, log)
+    preflight(config, stage, engine, parts, template, mixture, loader, log)
     engine.set_masters(weights)
     if resumed is not None:
         engine.set_moments(resumed.moments(), step)
@@ -286,89 +290,14 @@ def _step_seed(seed: int, stage: str, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(word, digest_size=7).digest(), "little")
 
 
-def _preflight(
-    config: RunConfig,
-    stage: StageConfig,
-    engine: Engine,
-    parts: list[Part],
-    template: ChatTemplate,
-    mixture: Mixture,
-    loader: Loader,
-    log: TrainLog,
-) -> None:
-    """Takes the largest of the first planned packs through a whole step at learning rate 0, and looks at the result.
-
-    Raises:
-        ValueError: the loss is not finite, or a part that learns has no gradient though its modality is there.
-    """
-    started = time.perf_counter()
-    batch = _largest_pack(config, stage, template, mixture, loader)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    result, gradients = engine.rehearse([batch] * loader.num_micro_batches)
-    if not math.isfinite(result.loss_sum) or result.is_skipped:
-        raise ValueError(
-            f"preflight: the loss of the first packs is not finite ({result.loss_sum}): {', '.join(batch.keys[:8])}"
-        )
-    present = distributed.sum_over_ranks([int(name in batch.media) for name in engine.model.connectors])
-    seen = {name for name, count in zip(engine.model.connectors, present, strict=True) if count}
-    silent, absent = [], []
-    for part in parts:
-        if part.rate is None or any(gradients.get(name, 0.0) > 0 for name in part.parameters):
-            continue
-        modality = part.name.rpartition(".")[2]
-        needs_media = part.name.startswith(("connectors.", "encoders."))
-        # Encoders and connectors that shards have no media for yet are fine; so is fusion without any media.
-        (absent if (needs_media and modality not in seen) or (not needs_media and not seen) else silent).append(part.name)
-    if silent:
-        raise ValueError(
-            f"preflight: {', '.join(silent)} should learn but got no gradient from {', '.join(batch.keys[:4])}. "
-            "A detached tensor, or nothing learned depends on it"
-        )
-    if absent:
-        log.say(f"preflight: no media for {', '.join(absent)} in the first packs; nothing learns there yet")
-    memory = (
-        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    log.say(
-        f"preflight: largest of {REHEARSED_PACKS} packs a lane: {batch.token_ids.numel():,} tokens, "
-        f"{batch.num_learned:,} learned, media {({name: len(m.shapes) for name, m in batch.media.items()} or 'none')}; "
-        f"peak memory {memory / 1e9:.2f} GB; {duration(time.perf_counter() - started)}"
-    )
-
-
-def _largest_pack(
-    config: RunConfig, stage: StageConfig, template: ChatTemplate, mixture: Mixture, loader: Loader
-) -> Batch:
-    """The largest of the first packs of this rank's first lanes, joined as a micro-batch would be."""
-    planned = []
-    for number in loader.lanes[: stage.batch.packs_per_micro_batch]:
-        lane = mixture.lane(config.seed, stage.name, number, stage.batch.lanes)
-        packer = LanePacker(lane, mixture, template, stage.batch, config.seed, stage.name)
-        packs = [[sample for _, sample in packer.next()] for _ in range(REHEARSED_PACKS)]
-        planned.append(max(packs, key=lambda pack: sum(len(s) + s.num_patches for s in pack)))
-    batches = []
-    for pack in planned:
-        samples, media = [], []
-        for sample in pack:
-            try:
-                media.append(load_media(sample, template))
-                samples.append(sample)
-            except SampleError:
-                continue  # counted when the loop comes to it
-        samples, media = (samples, media) if samples else ([template.stub("none")], [[]])
-        batches.append(collate(samples, media))
-    return join(batches)
-
-
 def _last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
     if previous is None:
         return None
     found = newest(previous)
     if found is None or not found.manifest["is_last"]:
         raise ValueError(
-            f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in {previous}; "
-            "train that stage first"
+            f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in "
+            f"{previous}; train that stage first"
         )
     return found
 
@@ -377,7 +306,7 @@ def _check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) 
     """Raises CheckpointError where the checkpoint's configuration differs in what makes the run what it is."""
 
     def relevant(values: dict[str, Any]) -> dict[str, Any]:
-        own = next((s for s in values["stages"] if s["name"] == stage.name), {})
+        own: dict[str, Any] = next((s for s in values["stages"] if s["name"] == stage.name), {})
         kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
         return {"seed": values["seed"], "model": values["model"], "chat": values["chat"], "stage": kept}
 
@@ -415,12 +344,12 @@ def _bases(config: RunConfig) -> dict[str, Any]:
     bases = {"llm": base_identity(config.model.llm.pretrained)}
     for modality, entry in config.model.modalities.entries().items():
         pretrained = entry.encoder.model_dump().get("pretrained")
-        bases[modality] = base_identity(pretrained) if pretrained else {"encoder": entry.encoder.model_dump(mode="json")}
+        bases[modality] = (
+            base_identity(pretrained) if pretrained else {"encoder": entry.encoder.model_dump(mode="json")}
+        )
     return bases
 
 
 def _say(stage: StageConfig, text: str) -> None:
     if distributed.is_main():
         print(f"{stage.name:<10} {text}", flush=True)
-
-

@@ -36,9 +36,7 @@ def select(model: MMChat, stage: StageConfig, is_full: bool) -> list[Part]:
     if unknown:
         near = difflib.get_close_matches(unknown[0], parts, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"stage {stage.name}: train names {unknown}, this model's parts are {sorted(parts)}{hint}"
-        )
+        raise ValueError(f"stage {stage.name}: train names {unknown}, this model's parts are {sorted(parts)}{hint}")
     selected = []
     for name, parameters in sorted(parts.items()):
         covering = [entry for entry in stage.train if _covers(entry, name)]
@@ -63,9 +61,7 @@ def param_groups(parts: list[Part]) -> list[dict[str, object]]:
             chosen = [p for p in part.parameters.values() if (len(shape_of(p)) > 1) == decays]
             if chosen:
                 decay = part.rate.weight_decay if decays else 0.0
-                groups.append(
-                    {"params": chosen, "lr": part.rate.lr, "base_lr": part.rate.lr, "weight_decay": decay}
-                )
+                groups.append({"params": chosen, "lr": part.rate.lr, "base_lr": part.rate.lr, "weight_decay": decay})
     return groups
 
 
@@ -83,4 +79,3 @@ def table(parts: list[Part]) -> str:
 
 def _covers(entry: str, part: str) -> bool:
     return part == entry or part.startswith(entry + ".")
-

@@ -68,9 +68,7 @@ def test_the_script_as_people_run_it(captions: Path, tmp_path: Path) -> None:
 
 
 def test_webdataset_sees_the_same_bytes(captions: Path, tmp_path: Path) -> None:
-    assert (
-        make_shards.main(["caption", str(captions), str(tmp_path / "out"), "--samples-per-shard", "10"]) == 0
-    )
+    assert make_shards.main(["caption", str(captions), str(tmp_path / "out"), "--samples-per-shard", "10"]) == 0
     paths = expand_shards(str(tmp_path / "out"))
     ours = [shard.record(i) for shard in map(Shard, paths) for i in range(shard.num_samples)]
     theirs = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False))
@@ -89,9 +87,7 @@ def test_webdataset_sees_the_same_bytes(captions: Path, tmp_path: Path) -> None:
 def test_the_same_source_gives_the_same_bytes(captions: Path, tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
-        assert (
-            make_shards.main(["caption", str(captions), str(tmp_path / name), "--max-shard-mb", "0.02"]) == 0
-        )
+        assert make_shards.main(["caption", str(captions), str(tmp_path / name), "--max-shard-mb", "0.02"]) == 0
         found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert found[0] == found[1] and len(found[0]) > 2
     assert all(len(data) <= 20_000 + 10_240 for name, data in found[0].items() if name.endswith(".tar"))
@@ -107,9 +103,7 @@ def test_shards_of_webdatasets_own_writer_are_indexed(captions: Path, tmp_path: 
     assert done.returncode == 0, done.stderr
     assert "indexed 10 samples in 2 of 2 shards" in done.stdout
     record = Shard(tmp_path / "f-01.tar").record(2)
-    assert record.facts == {"caption": "number 7"} and record.media[0].header == MediaHeader(
-        width=47, height=30
-    )
+    assert record.facts == {"caption": "number 7"} and record.media[0].header == MediaHeader(width=47, height=30)
 
 
 def test_bad_shards_are_named_and_the_others_indexed(
@@ -175,10 +169,7 @@ def test_friendly_ends(captions: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_a_mixture_reads_what_the_lanes_draw(captions: Path, tmp_path: Path) -> None:
     for name, size in (("a", "5"), ("b", "100")):
-        assert (
-            make_shards.main(["caption", str(captions), str(tmp_path / name), "--samples-per-shard", size])
-            == 0
-        )
+        assert make_shards.main(["caption", str(captions), str(tmp_path / name), "--samples-per-shard", size]) == 0
     (tmp_path / "b" / "000000.tar").rename(tmp_path / "b" / "x.tar")
     index_path(tmp_path / "b" / "000000.tar").rename(index_path(tmp_path / "b" / "x.tar"))
     configs = [
@@ -210,9 +201,7 @@ def test_mixtures_that_cannot_be_used(captions: Path, tmp_path: Path) -> None:
     assert index_shards.main([str(empty)]) == 0
 
     def refusal(*shards: str | list[str], task: str = "caption", names: str = "abc") -> str:
-        configs = [
-            SourceConfig(name=name, task=task, shards=one) for name, one in zip(names, shards, strict=False)
-        ]
+        configs = [SourceConfig(name=name, task=task, shards=one) for name, one in zip(names, shards, strict=False)]
         with pytest.raises(ValueError) as caught:
             Mixture(configs)
         return str(caught.value)

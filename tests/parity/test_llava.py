@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
 
 from mmchat.conversation import Conversation, MediaRef, Turn
 from tests import models, tiny
@@ -19,8 +19,7 @@ def test_logits_equal_llava(tiny_folder):
         models.config(fusion=fusion, image={"encoder": {"kind": "transformers", "pretrained": ".cache/tiny/clip"},
                                             "connector": {"kind": "mlp"}})
     )  # fmt: skip
-    vision = model.encoders["image"]
-    clip = next(m for m in vision.modules() if type(m).__name__ == "CLIPVisionModel")
+    clip = CLIPVisionModel.from_pretrained(".cache/tiny/clip")
     llava = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=clip.config, text_config=model.llm.config, image_token_index=IMAGE_TOKEN,

@@ -47,14 +47,21 @@ def _assert_packed_equals_separate(run):
     for batch in alone:
         part = model(batch)
         part.sum.backward()
-        total, count = total + float(part.sum), count + int(part.count)
+        total, count = total + part.sum.item(), count + int(part.count)
     assert count == int(loss.count) == int((pack.labels != IGNORE).sum()) > 20
-    assert float(loss.sum) == pytest.approx(total, rel=1e-5)
+    assert loss.sum.item() == pytest.approx(total, rel=1e-5)
     assert packed.keys() == {n for n, p in model.named_parameters() if p.grad is not None}
+    # Some gradients are zero but for rounding (key biases under softmax): the scale is that of the largest one.
+    largest = max(float(gradient.abs().max()) for gradient in packed.values())
     for name, parameter in model.named_parameters():
         if name in packed:
-            scale = float(packed[name].abs().max()) + 1e-6
-            torch.testing.assert_close(packed[name] / scale, parameter.grad / scale, rtol=1e-4, atol=1e-5, msg=name)
+            torch.testing.assert_close(
+                packed[name] / largest,
+                parameter.grad / largest,
+                rtol=0,
+                atol=1e-5,
+                msg=lambda m, name=name: f"{name}: {m}",
+            )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -69,7 +76,11 @@ def test_connectors(tiny_folder, connector):
     clip = {"kind": "transformers", "pretrained": ".cache/tiny/clip"}
     run = models.config(
         image={"encoder": clip, "connector": connector},
-        video={"encoder": {"kind": "shared"}, "sample": {"by": "num_frames", "num_frames": 4}, "connector": connector},
+        video={
+            "encoder": {"kind": "shared"},
+            "sample": {"kind": "num_frames", "num_frames": 4},
+            "connector": connector,
+        },
     )
     _assert_packed_equals_separate(run)
 
@@ -102,7 +113,7 @@ def test_joined_packs_equal_separate_ones(tiny_folder):
     first, second = models.pack(template, all_of_them[:2]), models.pack(template, all_of_them[2:])
     joined = model(join([first, second]))
     apart = [model(first), model(second)]
-    assert float(joined.sum) == pytest.approx(sum(float(x.sum) for x in apart), rel=1e-6)
+    assert joined.sum.item() == pytest.approx(sum(x.sum.item() for x in apart), rel=1e-6)
     assert int(joined.count) == sum(int(x.count) for x in apart)
 
 
@@ -118,7 +129,7 @@ def test_the_head_in_chunks_equals_the_head_at_once(tiny_folder, monkeypatch):
             parameter.requires_grad_("fusion" in name)
         loss = model(pack)
         loss.sum.backward()
-        values.append((float(loss.sum), [p.grad.clone() for n, p in model.named_parameters() if p.grad is not None]))
+        values.append((loss.sum.item(), [p.grad.clone() for n, p in model.named_parameters() if p.grad is not None]))
     assert values[0][0] == pytest.approx(values[1][0], rel=1e-6)
     for a, b in zip(values[0][1], values[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -39,9 +39,7 @@ def _talk(*turns):
 def test_auto_format_equals_the_tokenizers_own_template(template, source, system):
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = source
-    template = type(template)(
-        tokenizer, template.config, template.preprocesses, template.connectors, template.fusion
-    )
+    template = type(template)(tokenizer, template.config, template.preprocesses, template.connectors, template.fusion)
     talk = [("user", "Hi there."), ("assistant", "Hello."), ("user", "Bye?"), ("assistant", "Bye.")]
     if system:
         talk = [("system", "Be brief."), *talk]
@@ -76,7 +74,12 @@ def test_labels_are_the_learned_turns_and_their_end(template):
 
 
 def test_learn_can_be_said_of_each_turn(template):
-    turns = (Turn("user", ("Q",)), Turn("assistant", ("bad",), learn=False), Turn("user", ("Q",)), Turn("assistant", ("good",)))
+    turns = (
+        Turn("user", ("Q",)),
+        Turn("assistant", ("bad",), learn=False),
+        Turn("user", ("Q",)),
+        Turn("assistant", ("good",)),
+    )
     learned = [label for label in template.render(Conversation(turns)).labels if label != IGNORE]
     assert template.tokenizer.decode(learned) == "good<|im_end|>"
 
@@ -139,7 +142,7 @@ def test_video_is_shrunk_before_turns_are_dropped(template):
 def test_too_small_a_budget_is_refused_with_numbers(template):
     picture = MediaRef("image", tiny.picture("red", random.Random(0)))
     conversation = Conversation((Turn("user", (picture, "Q")), Turn("assistant", ("A",))))
-    with pytest.raises(SampleError, match="does not fit the budget.*Raise batch.tokens"):
+    with pytest.raises(SampleError, match=r"does not fit the budget.*Raise batch\.tokens"):
         _fit(template, conversation, 20)
 
 

@@ -70,7 +70,7 @@ def test_all_faults_at_once_with_the_nearest_key():
 def test_wrong_kind_lists_the_kinds():
     values = _values()
     values["model"]["fusion"] = {"kind": "flroa"}
-    with pytest.raises(ConfigError, match="flora.*lora.*early.*full.*late"):
+    with pytest.raises(ConfigError, match=r"flora.*lora.*early.*full.*late"):
         parse_config(values, "x")
 
 

@@ -1,4 +1,4 @@
-"""Every encoder equals its library's own call, its spec its build, and nothing behind the chosen layer is left."""
+"""Every encoder equals its library's own call, and nothing behind the chosen layer is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from transformers import (
     SiglipModel,
 )
 
+from mmchat.modalities.efficientnet_lite import EfficientNetLite
 from mmchat.modalities.image_encoders import (
+    EfficientNetLiteConfig,
     ImageEncoder,
     ImageEncoderConfig,
     OpenClipConfig,
@@ -186,9 +188,7 @@ def test_timm(tmp_path: Path, name: str, layer: int | None) -> None:
     data = pictures(config.spec().size)
     with torch.no_grad():
         # The last stage without normalisation, or the library's normalised one.
-        expected = model.forward_intermediates(
-            data, [layer or -1], norm=layer is None, intermediates_only=True
-        )[0]
+        expected = model.forward_intermediates(data, [layer or -1], norm=layer is None, intermediates_only=True)[0]
         if layer is None and name == "test_vit":
             torch.testing.assert_close(expected.flatten(2).mT, model.forward_features(data)[:, 1:])
     torch.testing.assert_close(encode(config.build(), data), expected.flatten(2).mT, rtol=0, atol=0)
@@ -209,9 +209,7 @@ OPEN_CLIP: dict[str, Any] = {
 @pytest.mark.parametrize("layer", [None, -1, -2])
 def test_open_clip(tmp_path: Path, layer: int | None) -> None:
     facts = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": facts})
-    )
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": facts}))
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{tmp_path}", load_weights=False).eval()
     save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
@@ -230,9 +228,7 @@ def test_open_clip(tmp_path: Path, layer: int | None) -> None:
 
 
 def test_open_clip_needs_the_weights_of_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": {}})
-    )
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": OPEN_CLIP, "preprocess_cfg": {}}))
     with pytest.raises(RuntimeError):
         OpenClipConfig(model=f"local-dir:{tmp_path}", pretrained=None).build()
 
@@ -250,6 +246,19 @@ def test_open_clip_random_weights_and_refusals() -> None:
     assert encode(encoder, pictures(64)).shape == (2, 4, 768)
     with pytest.raises(ValueError, match="no vision transformer"):
         OpenClipConfig(model="RN50", pretrained=None).spec()
+
+
+def test_efficientnet_lite(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = EfficientNetLite(0, num_classes=5).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    facts = {"image_size": 100, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic"}
+    config = {"kind": "efficientnet_lite", "variant": 0, "num_classes": 5, **facts}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = EfficientNetLiteConfig(pretrained=str(tmp_path)).build()
+    assert (encoder.spec.size, encoder.spec.patches, encoder.spec.mean) == (100, 16, (0.1, 0.2, 0.3))
+    data = pictures(100)
+    torch.testing.assert_close(encode(encoder, data), model(data).detach().flatten(2).mT, rtol=0, atol=0)
 
 
 def test_the_union_is_chosen_by_kind() -> None:

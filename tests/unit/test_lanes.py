@@ -45,9 +45,7 @@ def test_all_lanes_together_see_every_sample_once_an_epoch(
     sizes: list[int], num_lanes: int, block_size: int, epoch: int
 ) -> None:
     source = Source("s", tuple(sizes), block_size)
-    seen = Counter(
-        index for lane in range(num_lanes) for index in first_epoch(source, lane, num_lanes, epoch)
-    )
+    seen = Counter(index for lane in range(num_lanes) for index in first_epoch(source, lane, num_lanes, epoch))
     assert seen == Counter(range(sum(sizes)))
 
 

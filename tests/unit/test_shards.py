@@ -96,9 +96,7 @@ def test_same_samples_same_bytes_and_same_index_as_a_foreign_shard(tmp_path: Pat
 def test_shards_end_by_samples_and_by_bytes(tmp_path: Path) -> None:
     report = write_shards(records(7), tmp_path / "samples", samples_per_shard=3)
     assert [Shard(path).num_samples for path in report.shards] == [3, 3, 1]
-    report = write_shards(
-        records(7), tmp_path / "bytes", max_shard_bytes=3 * 2560
-    )  # 512 + 1024 and 512 + 512 each
+    report = write_shards(records(7), tmp_path / "bytes", max_shard_bytes=3 * 2560)  # 512 + 1024 and 512 + 512 each
     assert [Shard(path).num_samples for path in report.shards] == [3, 3, 1]
     report = write_shards(records(3), tmp_path / "large", max_shard_bytes=1)
     assert [Shard(path).num_samples for path in report.shards] == [1, 1, 1]
@@ -257,9 +255,7 @@ def test_names_and_links_that_lead_outside_are_left_out(tmp_path: Path) -> None:
         ([("a.json", b"{}"), ("a.jpg", jpeg()[:20])], "undecodable image"),
     ],
 )
-def test_bad_samples_are_reported_and_refused(
-    tmp_path: Path, members: list[tuple[str, bytes]], reason: str
-) -> None:
+def test_bad_samples_are_reported_and_refused(tmp_path: Path, members: list[tuple[str, bytes]], reason: str) -> None:
     path = make_tar(tmp_path / "a.tar", members)
     assert index_shard(path, header_of).problems == {reason: 1}
     assert problem_of(path) == reason

@@ -340,7 +340,5 @@ def test_instruct_scores_the_last_answer() -> None:
     def turn(role: str, text: str) -> dict[str, Any]:
         return {"role": role, "parts": [{"text": text}]}
 
-    facts = {
-        "turns": [turn("user", "?"), turn("assistant", "first"), turn("user", "?"), turn("assistant", "last")]
-    }
+    facts = {"turns": [turn("user", "?"), turn("assistant", "first"), turn("user", "?"), turn("assistant", "last")]}
     assert INSTRUCT.score(["Last."], [Record("k", facts)]) == {"exact_match": 1.0, "token_f1": 1.0}

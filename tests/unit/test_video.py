@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from mmchat.conversation import MediaHeader
 from mmchat.errors import SampleError
@@ -92,9 +93,7 @@ CONTAINERS = [
 
 
 @pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS)
-def test_frame_choice(
-    tmp_path: Path, shared: VideoPreprocess, name: str, codec: str, options: dict[str, str]
-) -> None:
+def test_frame_choice(tmp_path: Path, shared: VideoPreprocess, name: str, codec: str, options: dict[str, str]) -> None:
     data = write(tmp_path / name, [grey(n) for n in range(30)], codec=codec, **options)
     process = configured(shared, sample={"kind": "num_frames", "num_frames": 6})
     header = process.header(data)
@@ -163,7 +162,7 @@ def test_rotation(tmp_path: Path, shared: VideoPreprocess, rotation: int, backen
 def test_frames_are_resized_as_pictures(tmp_path: Path, shared: VideoPreprocess) -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, ::2] = 255
-    data = write(tmp_path / "p.mkv", [picture] * 3, codec="ffv1", **{})
+    data = write(tmp_path / "p.mkv", [picture] * 3, codec="ffv1")
     for resize in ("pad", "squash", "crop"):
         video = configured(shared, resize=resize)
         still = ImagePreprocess(ImageConfig(encoder=TimmConfig(model="test_vit"), resize=resize), SPEC)
@@ -226,9 +225,7 @@ def test_a_recording_without_duration(tmp_path: Path, shared: VideoPreprocess) -
     file = BytesIO()
     file.seekable = lambda: False  # type: ignore[method-assign]
     with av.open(file, "w", format="webm", options={"live": "1"}) as container:
-        stream = container.add_stream(
-            "libvpx-vp9", rate=10, options={"deadline": "realtime", "cpu-used": "8"}
-        )
+        stream = container.add_stream("libvpx-vp9", rate=10, options={"deadline": "realtime", "cpu-used": "8"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(20):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(number), format="rgb24")))
@@ -270,6 +267,31 @@ def test_animated_gif(shared: VideoPreprocess) -> None:
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=100)
     frames = shared(file.getvalue(), shared.plan(shared.header(file.getvalue())))
     assert numbers(frames) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_single_frame(tmp_path: Path, shared: VideoPreprocess) -> None:
+    data = write(tmp_path / "v.mkv", [grey(3)])
+    assert numbers(shared(data, shared.plan(MediaHeader(width=64, height=48, duration_s=0.1)))) == [3] * 8
+
+
+class Videos(Dataset[torch.Tensor]):
+    def __init__(self, process: VideoPreprocess, data: bytes) -> None:
+        self.process, self.data = process, data
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.process(self.data, self.process.plan(self.process.header(self.data)))
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_workers_decode(tmp_path: Path, shared: VideoPreprocess, start: str) -> None:
+    """Workers are daemonic processes, and a forked one inherits a child that it must not talk to."""
+    data = write(tmp_path / "v.mp4", [grey(n) for n in range(8)])
+    expected = shared(data, shared.plan(shared.header(data)))
+    loader = DataLoader(Videos(shared, data), batch_size=None, num_workers=2, multiprocessing_context=start)
+    assert all(torch.equal(frames, expected) for frames in loader)
 
 
 def test_config_and_pickling() -> None:

@@ -1,0 +1,61 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv and installs what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+SCENES := .cache/demo/scenes
+SHARDS := .cache/demo/shards
+# Where two cores are shared, OpenMP threads that spin while they wait make everything many times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export KMP_BLOCKTIME := 0
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN | awk '{print ($$1 > 8) ? 8 : $$1}')
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test checks format golden tiny clean
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/demo: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo]'
+	touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+# Scenes and shards are remade only where they are missing; `make clean` removes them.
+$(SHARDS): .venv/demo
+	$(BIN)/python data_prep/stamp_scenes.py --out $(SCENES)
+	rm -rf $@ $@.partial
+	$(BIN)/python data_prep/make_shards.py caption $(SCENES) $@.partial/captions-train --split train
+	$(BIN)/python data_prep/make_shards.py caption $(SCENES) $@.partial/captions-test --split test
+	$(BIN)/python data_prep/make_shards.py instruct $(SCENES) $@.partial/instruct-train --split train
+	mv $@.partial $@
+
+demo: .venv/demo  ## the main job on real input: data, two training stages, scores, a page to look at
+	$(BIN)/python data_prep/base_models.py smollm2 efficientnet_lite0
+	test -d $(SHARDS) || $(MAKE) $(SHARDS)
+	$(BIN)/python train.py configs/demo.yaml
+	$(BIN)/python benchmarks/demo.py
+
+test: .venv/dev  ## all tests
+	$(BIN)/python -m pytest
+
+checks: .venv/dev  ## lint, format, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/dev  ## apply lint fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: .venv/dev  ## rewrite tests/golden after a change that is meant to alter numbers
+	$(BIN)/python -m tests.golden.rewrite
+
+tiny: .venv/demo  ## the random models and shards of configs/tiny.yaml
+	$(BIN)/python tests/tiny.py
+
+clean:  ## remove the demo's data and checkpoints, keep .venv and downloads
+	rm -rf .cache/demo .cache/tiny checkpoints/demo checkpoints/tiny
