@@ -58,4 +58,4 @@ tiny: .venv/demo  ## the random models and shards of configs/tiny.yaml
 	$(BIN)/python tests/tiny.py
 
 clean:  ## remove the demo's data and checkpoints, keep .venv and downloads
-	rm -rf .cache/demo .cache/tiny checkpoints/demo checkpoints/tiny
+	rm -rf .cache/demo .cache/tiny checkpoints/first_words checkpoints/tiny

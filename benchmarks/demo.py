@@ -1,4 +1,4 @@
-"""Scores the demo and shows it: python benchmarks/demo.py [--checkpoint checkpoints/demo/instruct] [--out FOLDER]
+"""Scores the demo and shows it: python benchmarks/demo.py [--checkpoint checkpoints/first_words/instruct] [--out FOLDER]
 
 New scenes of known things are named by free generation: with their picture, with another scene's picture, and by the
 model before training. Then one picture is talked about, and everything stands on one page, FOLDER/index.html.
@@ -39,10 +39,10 @@ QUESTIONS = ("What is in this picture?", "Where is it?", "What is the capital of
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="checkpoints/demo/instruct")
+    parser.add_argument("--checkpoint", default="checkpoints/first_words/instruct")
     parser.add_argument("--config", default="configs/demo.yaml", help="the model before training")
     parser.add_argument("--shards", default=".cache/demo/shards/captions-test")
-    parser.add_argument("--out", type=Path, default=Path("checkpoints/demo/page"))
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/first_words/page"))
     parser.add_argument("--limit", type=int, help="first N scenes only")
     arguments = parser.parse_args()
     try:

@@ -4,8 +4,8 @@
     python benchmarks/step.py --device cuda
 
 On a CPU a tiny LLaVA learns (LLM and connector; the vision tower is frozen) from the same eight samples a step in every
-contender, through their real training loops, one after the other, several times over. Losses and gradients are compared
-before anything is timed. On a GPU only mmchat runs, at the size of a 1.5B LLM, in packs of 16k tokens.
+contender, through their real training loops, in turns, several times over. Losses and gradients are compared before
+anything is timed. On a GPU only mmchat runs, at the size of a 1.5B LLM, in packs of 16k tokens.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ import argparse
 import copy
 import json
 import os
-import platform
-import random
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,47 +30,47 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import mmchat  # noqa: F401  (repairs torchvision before transformers looks for it)
 
 # isort: split
-import numpy as np
 import torch
 import transformers
 import trl
 from datasets import Dataset
-from tokenizers import Tokenizer, models
-from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
     PrinterCallback,
-    Qwen2Config,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 
-from mmchat.batch import IGNORE, Batch
+from benchmarks.llava import (
+    BATCH_SIZE,
+    MAX_TEXT,
+    Example,
+    batched,
+    build_llava,
+    build_mmchat,
+    compare,
+    facts_of,
+    large_llava,
+    make_examples,
+    pack,
+    pad,
+    picture_side,
+    processor,
+    tiny_llava,
+)
+from benchmarks.measure import gemm_rates, machine, say, spread
+from mmchat.batch import Batch
 from mmchat.config import StageConfig
-from mmchat.conversation import MODALITIES, MediaRef
-from mmchat.data.chat_template import PlannedMedia, Sample
-from mmchat.data.pack import collate
-from mmchat.modalities import MediaPlan
-from mmchat.models.build import ModelConfig
 from mmchat.models.mmchat import MMChat
 from mmchat.training.engine import Engine, start_distributed
 from mmchat.training.flops import FlopCounter, peak_flops
-from mmchat.training.trainable import Part, select
+from mmchat.training.trainable import select
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BATCH_SIZE = 8
-WARM_UP_STEPS = 1
-MAX_TEXT = 597  # a picture's 144 tokens and this are the longest sample, 741
+WARM_UP_STEPS, GPU_WARM_UP_STEPS = 1, 3  # the latter compile attention
 RATE, BETAS, MAX_GRAD_NORM = 1e-4, (0.9, 0.999), 1.0
-TOLERANCE = 1e-5  # of the largest gradient, and of the loss
 TARGETS = {"trainer": 4.0, "trl_learned": 1.5}
 NAMES = {
     "mmchat": "mmchat, packs",
@@ -82,143 +79,6 @@ NAMES = {
     "trl_learned": "TRL SFTTrainer, padded, learned positions only (as it is on a GPU)",
 }
 OURS, *PEERS = NAMES
-
-
-# ---- the same model twice -------------------------------------------------------------------------------------------
-
-
-def tiny_llava() -> LlavaConfig:
-    """SigLIP, 4 layers of width 192, 144 patches; Qwen2.5-0.5B's proportions at width 256, 4 layers, 32,000 words."""
-    vision = SiglipVisionConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=4, num_attention_heads=3, image_size=96, patch_size=8,
-        vision_use_head=False,
-    )  # fmt: skip
-    text = Qwen2Config(
-        vocab_size=32000, hidden_size=256, intermediate_size=1392, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=31999, projector_hidden_act="gelu",
-        vision_feature_layer=-1, vision_feature_select_strategy="full",
-    )  # fmt: skip
-
-
-def large_llava() -> LlavaConfig:
-    """CLIP-L/14 at 336 pixels, cut behind the last layer but one, and Qwen2.5-1.5B."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=336,
-        patch_size=14,
-    )  # fmt: skip
-    text = Qwen2Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12,
-        num_key_value_heads=2, max_position_embeddings=32768, tie_word_embeddings=True,
-    )  # fmt: skip
-    return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=151935, projector_hidden_act="gelu"
-    )
-
-
-def build_llava(config: LlavaConfig, dtype: torch.dtype, device: str) -> LlavaForConditionalGeneration:
-    torch.manual_seed(0)
-    with torch.device(device):
-        llava = LlavaForConditionalGeneration(config).to(dtype)
-    llava.model.vision_tower.requires_grad_(False)
-    llava.config.use_cache = False
-    return llava
-
-
-def build_mmchat(llava: LlavaForConditionalGeneration, dtype: torch.dtype, checkpointing: bool = False) -> MMChat:
-    """MMChat with the weights of `llava`, by way of folders that its configuration names."""
-    llm = AutoModelForCausalLM.from_config(llava.config.text_config, dtype=dtype)
-    llm.model.load_state_dict(llava.model.language_model.state_dict())
-    with tempfile.TemporaryDirectory() as folder:
-        llm.save_pretrained(f"{folder}/llm")
-        llava.model.vision_tower.save_pretrained(f"{folder}/vision")
-        encoder = {"kind": "transformers", "pretrained": f"{folder}/vision", "layer": llava.config.vision_feature_layer}
-        config = ModelConfig.model_validate(
-            {
-                "llm": {"pretrained": f"{folder}/llm", "gradient_checkpointing": checkpointing},
-                "modalities": {"image": {"encoder": encoder, "connector": {"kind": "mlp"}}},
-                "fusion": {"kind": "full"},
-            }
-        )
-        model = config.build(dtype, seed=0)
-    projection, projector = model.connectors["image"].projection, llava.model.multi_modal_projector
-    projection[0].load_state_dict(projector.linear_1.state_dict())
-    projection[2].load_state_dict(projector.linear_2.state_dict())
-    return model.train()
-
-
-# ---- the same data twice --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Example:
-    """A conversation: ids with placeholders, which of them are learned, and its picture or None."""
-
-    ids: list[int]
-    learned: list[bool]
-    picture: Tensor | None
-    picture_start: int = 4
-
-    @property
-    def labels(self) -> list[int]:
-        """In transformers' way: the label stands on the learned token itself."""
-        return [token if learned else IGNORE for token, learned in zip(self.ids, self.learned, strict=True)]
-
-
-def make_examples(count: int, config: LlavaConfig, num_placeholders: int, seed: int) -> list[Example]:
-    """Four in five have a picture; log-normal text whose end, about 44 %, is the answer that is learned."""
-    rng, size = random.Random(seed), config.vision_config.image_size
-    generator = torch.Generator().manual_seed(seed)
-    examples = []
-    for _ in range(count):
-        length = min(MAX_TEXT, max(24, round(rng.lognormvariate(4.79, 0.65))))
-        answer = max(1, round(length * rng.uniform(0.25, 0.63)))
-        ids = [rng.randrange(10, config.image_token_index - 1) for _ in range(length)]
-        learned = [False] * (length - answer) + [True] * answer
-        picture = None
-        if rng.random() < 0.8:
-            picture = torch.randn(3, size, size, generator=generator)
-            ids[4:4] = [config.image_token_index] * num_placeholders
-            learned[4:4] = [False] * num_placeholders
-        examples.append(Example(ids, learned, picture))
-    return examples
-
-
-def pack(examples: Iterable[Example], side: int) -> Batch:
-    """One row of conversations; a picture has side * side placeholders."""
-    samples, pictures = [], []
-    for example in examples:
-        media: tuple[PlannedMedia, ...] = ()
-        if example.picture is not None:
-            plan = MediaPlan((1, side, side), side * side)
-            media = (PlannedMedia("image", MediaRef("image", None), plan, example.picture_start, side * side),)
-        gates = np.zeros((len(example.ids), len(MODALITIES)), np.float32)
-        samples.append(Sample("", example.ids, [*example.labels[1:], IGNORE], gates, media))
-        pictures.append([example.picture[None]] if example.picture is not None else [])
-    return collate(samples, pictures)
-
-
-def pad(examples: list[Example]) -> dict[str, Tensor]:
-    """The peers' batch: rows of equal length, padded on the right."""
-    longest = max(len(example.ids) for example in examples)
-
-    def padded(values: Iterable[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in values])
-
-    batch = {
-        "input_ids": padded((e.ids for e in examples), 0),
-        "attention_mask": padded(([1] * len(e.ids) for e in examples), 0),
-        "labels": padded((e.labels for e in examples), IGNORE),
-    }
-    pictures = [e.picture for e in examples if e.picture is not None]
-    return batch | ({"pixel_values": torch.stack(pictures)} if pictures else {})
-
-
-def batched(examples: list[Example]) -> list[list[Example]]:
-    return [examples[start : start + BATCH_SIZE] for start in range(0, len(examples), BATCH_SIZE)]
-
 
 
 # ---- contenders -----------------------------------------------------------------------------------------------------
@@ -232,17 +92,17 @@ class Steps:
     losses: list[float] = field(default_factory=list)
 
 
-def build_engine(model: MMChat, tokens: int, dtype: str) -> tuple[Engine, list[Part]]:
+def build_engine(model: MMChat, tokens: int, dtype: torch.dtype) -> Engine:
+    is_fp32 = dtype == torch.float32
     stage = StageConfig.model_validate(
         {
             "name": "benchmark", "train": {"connectors": RATE, "fusion": RATE}, "steps": 1, "betas": BETAS,
-            "max_grad_norm": MAX_GRAD_NORM, "zero": 0 if dtype == "float32" else 1, "dtype": dtype,
+            "max_grad_norm": MAX_GRAD_NORM, "zero": 0 if is_fp32 else 1, "dtype": "float32" if is_fp32 else "bfloat16",
             "data": [{"name": "synthetic", "task": "instruct", "shards": "none"}],
             "batch": {"lanes": 1, "tokens": tokens},
         }
     )  # fmt: skip
-    parts = select(model, stage, is_full=True)
-    return Engine(model, parts, stage, num_micro_batches=1), parts
+    return Engine(model, select(model, stage, is_full=True), stage, num_micro_batches=1)
 
 
 def run_mmchat(engine: Engine, packs: list[Batch]) -> Steps:
@@ -277,7 +137,7 @@ class Watch(TrainerCallback):
 
 def run_peer(name: str, llava: LlavaForConditionalGeneration, examples: list[Example], folder: str) -> Steps:
     """A whole train() of the peer's own loop."""
-    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of mmchat's group of one: a peer would wrap its model for it
+    for variable in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of mmchat's group of one, for which a peer wraps its model
         os.environ.pop(variable, None)
     settings: dict[str, Any] = {
         "output_dir": folder, "per_device_train_batch_size": BATCH_SIZE, "num_train_epochs": 1, "learning_rate": RATE,
@@ -307,212 +167,150 @@ def run_peer(name: str, llava: LlavaForConditionalGeneration, examples: list[Exa
     return watch.steps
 
 
-def processor(config: LlavaConfig) -> LlavaProcessor:
-    """TRL wants one to believe that the model sees; nothing is ever processed by it."""
-    words = {"<pad>": 0, "</s>": 1, "<image>": config.image_token_index}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, "<pad>")), pad_token="<pad>", eos_token="</s>",
-        chat_template="{{ messages }}",
-    )  # fmt: skip
-    return LlavaProcessor(SiglipImageProcessor(), tokenizer, patch_size=config.vision_config.patch_size)
+# ---- limits ---------------------------------------------------------------------------------------------------------
 
 
-# ---- checks and limits ----------------------------------------------------------------------------------------------
+def products_of(model: MMChat, batch: Batch) -> list[tuple[int, torch.Size]]:
+    """Rows and weight shape of the LLM's matrix products in one step."""
+    layers, head = model.llm.get_decoder().layers, model.llm.get_output_embeddings()
+    products = [(batch.token_ids.numel(), weight.shape) for weight in layers.parameters() if weight.dim() == 2]
+    return [*products, (batch.num_learned, head.weight.shape)]
 
 
-def compare(model: MMChat, llava: LlavaForConditionalGeneration, examples: list[Example], side: int) -> dict[str, float]:
-    """Largest differences in loss and gradients over batches of the examples; raises AssertionError beyond TOLERANCE.
-
-    gradient: relative to the largest gradient of all. parameter_gradient: to the largest of the same parameter.
-    """
-    projection = {"linear_1": "projection.0", "linear_2": "projection.2"}
-    worst = {"loss": 0.0, "gradient": 0.0, "parameter_gradient": 0.0}
-    for chosen in batched(examples):
-        padded = pad(chosen)
-        learned = int((padded["labels"] != IGNORE).sum())
-        theirs = llava(**padded, num_items_in_batch=torch.tensor(learned)).loss
-        theirs.backward()
-        ours = model(pack(chosen, side))
-        assert ours.count == learned
-        (ours.sum / learned).backward()
-        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        wanted = {}
-        for name, parameter in llava.named_parameters():
-            name = name.replace("model.language_model", "llm.model").removeprefix("model.")
-            for old, new in projection.items():
-                name = name.replace(f"multi_modal_projector.{old}", f"connectors.image.{new}")
-            if parameter.grad is not None:
-                wanted[name] = parameter.grad
-        assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
-        largest = max(float(g.abs().max()) for g in wanted.values())
-        worst["loss"] = max(worst["loss"], abs(ours.sum.item() / learned / theirs.item() - 1))
-        for name, gradient in wanted.items():
-            difference = float((found[name] - gradient).abs().max())
-            worst["gradient"] = max(worst["gradient"], difference / largest)
-            own = difference / max(float(gradient.abs().max()), 1e-30)
-            worst["parameter_gradient"] = max(worst["parameter_gradient"], own)
-        model.zero_grad()
-        llava.zero_grad()
-    assert worst["loss"] < TOLERANCE and worst["gradient"] < TOLERANCE, worst
-    return worst
-
-
-def gemm_rates(model: MMChat, batch: Batch) -> tuple[float, float]:
-    """FLOP/s of the step's matrix products alone: of the best shape, and of all the LLM's products together."""
-    head = model.llm.get_output_embeddings().weight
-    tokens, weights = batch.token_ids.numel(), [p for p in model.llm.model.layers.parameters() if p.dim() == 2]
-    timed: dict[tuple[int, ...], tuple[float, float]] = {}
-    best = flops = seconds = 0.0
-    for weight, rows in [*((w, tokens) for w in weights), (head, batch.num_learned)]:
-        shape = (rows, *weight.shape)
-        if shape not in timed:
-            w, x, y = torch.randn(weight.shape), torch.randn(rows, weight.shape[1]), torch.randn(rows, weight.shape[0])
-            outs = [torch.empty_like(tensor) for tensor in (y, x, w)]
-            products = ((x, w.t()), (y, w), (y.t(), x))  # forward, gradient of the input, gradient of the weight
-            taken = []
-            for _ in range(5):
-                started = time.process_time()
-                for (a, b), out in zip(products, outs, strict=True):
-                    torch.mm(a, b, out=out)
-                taken.append(time.process_time() - started)
-            timed[shape] = 6.0 * rows * weight.numel(), min(taken)
-        best = max(best, timed[shape][0] / timed[shape][1])
-        flops, seconds = flops + timed[shape][0], seconds + timed[shape][1]
-    return best, flops / seconds
+def flops_of(counter: FlopCounter, batch: Batch, chosen: list[Example]) -> dict[str, float]:
+    """Matrix-product FLOPs of one step as each contender does it, from shapes; mmchat's are the useful ones."""
+    ours, rows, longest = counter.count(batch), len(chosen), max(len(example.ids) for example in chosen)
+    token, head, pair = 6 * sum(size for size, _ in counter.decoder), 6 * counter.head[0], 3 * counter.attention
+    real, learned, padded = batch.token_ids.numel(), batch.num_learned, rows * longest
+    pairs = sum(len(example.ids) * (len(example.ids) + 1) / 2 for example in chosen)
+    rest = ours - token * real - head * learned - pair * pairs  # encoder and connector
+    trunk = rest + token * padded + pair * rows * longest**2  # a dense mask: all pairs
+    # TRL projects every scored position a second time in the backward pass.
+    return {
+        OURS: ours, "trainer": trunk + head * padded, "trl": trunk + head * padded * 4 / 3,
+        "trl_learned": trunk + head * learned * 4 / 3,
+    }  # fmt: skip
 
 
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def machine() -> dict[str, Any]:
-    facts: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        facts["cpu"] = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), facts["cpu"])
-    facts |= {module.__name__: module.__version__ for module in (torch, transformers, trl)}
-    return facts | {"python": platform.python_version()}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def run_cpu(repetitions: int, num_steps: int, num_checked: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     config = tiny_llava()
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    examples = make_examples(512, config, side * side, seed=0)
-    lengths, learned = [len(e.ids) for e in examples], sum(sum(e.learned) for e in examples)
-    padded = sum(BATCH_SIZE * max(len(e.ids) for e in chosen) for chosen in batched(examples))
-    data = {
-        "samples": len(examples), "mean_tokens": sum(lengths) / len(examples), "max_tokens": max(lengths),
-        "learned_share": learned / sum(lengths), "padded_over_real": padded / sum(lengths),
-    }  # fmt: skip
+    side, steps = picture_side(config), WARM_UP_STEPS + num_steps
+    examples = make_examples(512, config, seed=0)
+    data = facts_of(examples)
     say("data: " + ", ".join(f"{name} {value:.4g}" for name, value in data.items()))
-
     start_distributed()
     llava = build_llava(config, torch.float32, "cpu")
-    engine, _ = build_engine(build_mmchat(llava, torch.float32), MAX_TEXT * BATCH_SIZE, "float32")
-    equality = compare(engine.model, llava, examples[: num_checked * BATCH_SIZE], side)
+    engine = build_engine(build_mmchat(llava, torch.float32), MAX_TEXT * BATCH_SIZE, torch.float32)
+    equality = compare(engine.model, llava, examples[: num_checked * BATCH_SIZE])
     say("equal to transformers' LLaVA: " + ", ".join(f"{name} {value:.1e}" for name, value in equality.items()))
 
     peers = {name: copy.deepcopy(llava) for name in PEERS}
-    counter, steps = FlopCounter(engine.model), WARM_UP_STEPS + num_steps
+    counter = FlopCounter(engine.model)
     timed: dict[str, list[float]] = {name: [] for name in NAMES}
-    shares: list[dict[str, float]] = []
+    counted: dict[str, list[float]] = {name: [] for name in NAMES}
+    rates: list[tuple[float, float]] = []
     tokens = drift = 0.0
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for repetition in range(repetitions):
             chosen = examples[repetition * steps * BATCH_SIZE :][: steps * BATCH_SIZE]
             packs = [pack(batch, side) for batch in batched(chosen)]
-            rates = gemm_rates(engine.model, packs[-1])
-            losses = {}
-            for name in NAMES:
-                ours = name == OURS
-                run = run_mmchat(engine, packs) if ours else run_peer(name, peers[name], chosen, folder)
+            rates.append(gemm_rates(products_of(engine.model, packs[-1])))
+            runs = {OURS: run_mmchat(engine, packs)}
+            runs |= {name: run_peer(name, peers[name], chosen, folder) for name in PEERS}
+            flops = [flops_of(counter, *pair) for pair in zip(packs, batched(chosen), strict=True)][WARM_UP_STEPS:]
+            tokens += sum(batch.token_ids.numel() for batch in packs[WARM_UP_STEPS:])
+            for name, run in runs.items():
                 assert len(run.seconds) == len(run.losses) == steps
                 timed[name].append(sum(run.seconds[WARM_UP_STEPS:]))
-                losses[name] = run.losses
-                drift = max(drift, *(abs(a / b - 1) for a, b in zip(run.losses, losses[OURS], strict=True)))
-            flops = sum(counter.count(batch) for batch in packs[WARM_UP_STEPS:])
-            tokens += sum(batch.token_ids.numel() for batch in packs[WARM_UP_STEPS:])
-            shares.append({"peak": flops / rates[0] / timed[OURS][-1], "gflops_peak": rates[0] / 1e9,
-                           "gflops_same_products": rates[1] / 1e9, "gflop": flops / 1e9})  # fmt: skip
+                counted[name].append(sum(step[name] for step in flops))
+                drift = max(drift, *(abs(a / b - 1) for a, b in zip(run.losses, runs[OURS].losses, strict=True)))
             left = (time.perf_counter() - begun) / (repetition + 1) * (repetitions - repetition - 1)
             seconds = ", ".join(f"{name} {timed[name][-1]:.2f}" for name in NAMES)
             say(f"repetition {repetition + 1}/{repetitions}: CPU s of {num_steps} steps: {seconds}; {left:.0f} s left")
     engine.close()
     assert drift < 1e-3, f"the losses of the contenders went apart: {drift}"
 
-    ratios = {
-        name: spread([a / b for a, b in zip(timed[name], timed[OURS], strict=True)]) for name in PEERS
-    }  # fmt: skip
-    limit = {key: statistics.median(share[key] for share in shares) for key in shares[0]}
-    say(f"\n{'contender':<70} {'CPU s':>6} {'range':>13} {'tokens/s':>9} {'times mmchat':>13}  target")
+    figures: dict[str, dict[str, Any]] = {}
+    for name in NAMES:
+        figures[name] = {
+            "cpu_s": timed[name], "tokens_per_s": tokens / sum(timed[name]),
+            "times_mmchat": spread([a / b for a, b in zip(timed[name], timed[OURS], strict=True)]),
+            "times_mmchat_by_flops": sum(counted[name]) / sum(counted[OURS]), "target": TARGETS.get(name),
+        }  # fmt: skip
+    shares = [flops / peak / s for flops, (peak, _), s in zip(counted[OURS], rates, timed[OURS], strict=True)]
+    limit = {
+        "gflops_peak": spread([peak / 1e9 for peak, _ in rates]),
+        "gflops_same_products": spread([same / 1e9 for _, same in rates]),
+        "limit_s": spread([flops / peak for flops, (peak, _) in zip(counted[OURS], rates, strict=True)]),
+        "mmchat_share": spread(shares),
+    }
+    report(figures, limit)
+    say(f"largest relative difference in the losses of all {steps * repetitions} steps: {drift:.1e}")
+    return {"data": data, "equality": equality, "loss_difference": drift, "steps_timed": num_steps,
+            "contenders": figures, "limit": limit, "cuda": "not run"}  # fmt: skip
+
+
+def report(figures: dict[str, dict[str, Any]], limit: dict[str, dict[str, float]]) -> None:
+    say(f"\n{'':<67} {'CPU s':>14} {'tokens/s':>9} {'times mmchat':>21} {'by FLOPs':>9}  target")
     for name, title in NAMES.items():
-        seconds = spread(timed[name])
-        line = f"{title:<70} {seconds['median']:>6.2f} {seconds['min']:>6.2f}-{seconds['max']:<6.2f}"
-        line += f" {tokens / sum(timed[name]):>9.0f} {ratios[name]['median'] if name in ratios else 1:>13.2f}"
-        say(line + (f"  {TARGETS[name]:g}" if name in TARGETS else ""))
+        row = figures[name]
+        cpu, times, target = spread(row["cpu_s"]), row["times_mmchat"], row["target"]
+        line = f"{title:<67} {cpu['median']:>5.2f} +-{cpu['iqr'] / 2:<6.2f} {row['tokens_per_s']:>9.0f} "
+        line += f"{times['median']:>7.2f} ({times['min']:.2f}-{times['max']:.2f}) {row['times_mmchat_by_flops']:>9.2f}"
+        met = "" if target is None else f"  {target:g}: {'met' if times['median'] >= target else 'NOT met'}"
+        say(line + met)
     say(
-        f"limit: {limit['gflop']:.0f} GFLOP of useful products at {limit['gflops_peak']:.1f} GFLOP/s, the best of these "
-        f"shapes alone ({limit['gflops_same_products']:.1f} over all of them); mmchat is at {limit['peak']:.0%} of it"
+        f"limit: useful matrix products at {limit['gflops_peak']['median']:.1f} GFLOP/s, the best of these shapes "
+        f"alone ({limit['gflops_same_products']['median']:.1f} over all of the LLM's), "
+        f"{limit['limit_s']['median']:.2f} s; "
+        f"mmchat reaches {limit['mmchat_share']['median']:.0%} of it"
     )
-    say(f"largest difference in the losses of {steps * repetitions} steps: {drift:.1e}")
-    for name, target in TARGETS.items():
-        met = ratios[name]["median"] >= target
-        say(f"target {target:g} x {name}: {'met' if met else 'NOT met'} ({ratios[name]['median']:.2f})")
-    return {"data": data, "equality": equality, "largest_loss_difference": drift, "steps_timed": num_steps,
-            "cpu_seconds": timed, "ratios": ratios, "targets": TARGETS, "limit": limit, "cuda": "not run"}  # fmt: skip
 
 
-def run_cuda(repetitions: int, num_tokens: int, checkpointing: bool, config: LlavaConfig | None = None) -> dict[str, Any]:
-    """mmchat alone, wall time of whole steps of one pack each. The config is another in a dry run on a CPU."""
-    on_gpu = config is None
-    config = config or large_llava()
-    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+def run_alone(config: LlavaConfig, device: str, num_steps: int, num_tokens: int, checkpointing: bool) -> dict[str, Any]:
+    """mmchat by itself in real time, one pack a step."""
+    on_gpu = device == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    side, steps = picture_side(config), GPU_WARM_UP_STEPS + num_steps
     start_distributed()
     model = build_mmchat(build_llava(config, dtype, device), dtype, checkpointing)
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    engine, _ = build_engine(model, num_tokens, str(dtype).removeprefix("torch."))
-    attention = model.llm.config._attn_implementation
-    say(f"{sum(p.numel() for p in model.parameters()) / 1e9:.2f} B parameters, {attention}, packs of {num_tokens}")
-
+    engine, attention = build_engine(model, num_tokens, dtype), model.llm.config._attn_implementation
+    size = sum(p.numel() for p in model.parameters()) / 1e9
+    say(f"{size:.2f} B parameters, attention {attention}, packs of {num_tokens} tokens")
     packs: list[Batch] = []
     waiting: list[Example] = []
-    seed = 0
-    while len(packs) < 2 + repetitions:
-        examples = make_examples(64, config, side * side, seed)
-        seed += 1
-        for example in examples:
-            if sum(len(e.ids) for e in waiting) + len(example.ids) > num_tokens:
+    while len(packs) < steps:
+        for example in make_examples(64, config, seed=len(packs)):
+            if sum(len(e.ids) for e in [*waiting, example]) > num_tokens:
                 packs.append(pack(waiting, side))
                 waiting = []
             waiting.append(example)
-    counter, peak, seconds = FlopCounter(model), peak_flops(), []
-    for number, batch in enumerate(packs[: 2 + repetitions]):
-        if number == 2 and on_gpu:
+    packs, counter, peak, seconds = packs[:steps], FlopCounter(model), peak_flops(), []
+    for number, batch in enumerate(packs):
+        if on_gpu and number == GPU_WARM_UP_STEPS:
             torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        result = engine.train_step([batch], batch.num_learned, rate_factor=1.0, seed=0)  # reads the loss: has waited
+        result = engine.train_step([batch], batch.num_learned, rate_factor=1.0, seed=0)  # returns a number: has waited
         seconds.append(time.perf_counter() - started)
-        say(f"step {number + 1}/{2 + repetitions}: {seconds[-1]:.2f} s, loss {result.loss_sum / batch.num_learned:.3f}")
-    timed, taken = packs[2 : 2 + repetitions], sum(seconds[2:])
+        left = statistics.median(seconds) * (steps - number - 1)
+        loss = result.loss_sum / batch.num_learned
+        say(f"step {number + 1}/{steps}: {seconds[-1]:.2f} s, loss {loss:.3f}; {left:.0f} s left")
+    engine.close()
+    timed, taken = packs[GPU_WARM_UP_STEPS:], sum(seconds[GPU_WARM_UP_STEPS:])
     figures = {
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "attention": attention,
-        "seconds": seconds[2:],
+        "seconds": spread(seconds[GPU_WARM_UP_STEPS:]),
         "tokens_per_s": sum(batch.token_ids.numel() for batch in timed) / taken,
         "learned_per_s": sum(batch.num_learned for batch in timed) / taken,
-        "mfu": sum(counter.count(batch) for batch in timed) / taken / peak if peak else "not known for this GPU",
+        "mfu": sum(counter.count(batch) for batch in timed) / taken / peak if peak else "not known: peak",
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else "not run",
-        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
-    engine.close()
     say("\n".join(f"{name}: {value}" for name, value in figures.items()))
     return figures
 
@@ -536,11 +334,12 @@ def main() -> None:
     if arguments.device == "cpu":
         figures = run_cpu(arguments.repetitions, arguments.steps, arguments.checked)
     else:
-        figures = run_cuda(arguments.repetitions, arguments.tokens, arguments.gradient_checkpointing)
+        checkpointing = arguments.gradient_checkpointing
+        figures = run_alone(large_llava(), "cuda", arguments.repetitions, arguments.tokens, checkpointing)
     out = arguments.out or RESULTS / f"step_{arguments.device}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", *sys.argv])
-    out.write_text(json.dumps({"command": command, "machine": machine(), **figures}, indent=1) + "\n")
+    out.write_text(json.dumps({"command": command, "machine": machine(transformers, trl), **figures}, indent=1) + "\n")
     say(f"written to {out}")
 
 

@@ -97,7 +97,7 @@ def write_checkpoint(
         _sync(partial / name)
     _sync(partial)
     if folder.exists():  # the same step again, after a resume from an older one
-        shutil.rmtree(folder)
+        _remove(folder)
     partial.rename(folder)
     _sync(folder.parent)
     return folder
@@ -106,7 +106,7 @@ def write_checkpoint(
 def prune(stage_folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` checkpoints of a stage; called only after a new one is complete."""
     for folder in checkpoints_in(stage_folder)[:-keep]:
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 def checkpoints_in(stage_folder: Path) -> list[Path]:
@@ -189,6 +189,13 @@ def base_identity(pretrained: str) -> dict[str, Any]:
         "config_sha256": _sha256(config) if config.is_file() else None,
         "weights": {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))},
     }
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight in one move first: a kill in between leaves no half checkpoint."""
+    doomed = folder.with_name(folder.name + ".old.partial")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _advice(folder: Path) -> str:

@@ -24,7 +24,12 @@ def command(folder: Path, *overrides: str, ranks: int = 1, config: str = "config
 
 def train(folder: Path, *overrides: str, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command(folder, *overrides, ranks=ranks), cwd=tiny.ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        command(folder, *overrides, ranks=ranks),
+        cwd=tiny.ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -32,7 +37,12 @@ def train(folder: Path, *overrides: str, ranks: int = 1, check: bool = True) -> 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        command(folder, *overrides), cwd=tiny.ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, *overrides),
+        cwd=tiny.ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -59,4 +69,4 @@ def wait_for(condition, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
+        time.sleep(0.002)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of one node or of several. What follows the configuration goes to train.py as it is, overrides first.
+# Trains on the GPUs of one node or of several. What follows the configuration goes to train.py as it is.
 #
 #   configs/launch/torchrun.sh configs/image_7b.yaml
 #   configs/launch/torchrun.sh configs/image_7b.yaml stages.align.steps=20 --stage align

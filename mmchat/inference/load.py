@@ -63,7 +63,7 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
 
 def find(path: Path) -> Path:
     """A checkpoint folder itself, or the newest checkpoint below a stage's or run's folder."""
-    if checkpoints_in(path.parent) and path in checkpoints_in(path.parent):
+    if path in checkpoints_in(path.parent):
         return path
     if (path / "manifest.json").is_file():
         return path

@@ -23,7 +23,12 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 CLUSTER = [ROOT / "configs/image_7b.yaml", ROOT / "configs/omni_7b.yaml"]
 WORLD_SIZES = [8, 16, 32, 64]
 LAUNCH = [ROOT / "configs/launch/torchrun.sh", ROOT / "configs/launch/slurm.sbatch"]
-DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "data_prep/README.md"]
+DOCUMENTS = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data_prep/README.md",
+    ROOT / "checkpoints/README.md",
+]
 
 
 def _name(path: Path) -> str:
@@ -209,7 +214,7 @@ def slurm(tmp_path):
         **os.environ,
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHON": str(python),
-        "TMPDIR": str(tmp_path),
+        "PID_FILE": str(tmp_path / "torchrun.pid"),
         "SLURM_JOB_ID": "123456",
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
@@ -275,3 +280,40 @@ def test_documents_name_commands_and_files_that_exist(path, train_options):
     folders = "mmchat|tests|configs|data_prep|docs|checkpoints"
     for name in re.findall(rf"`((?:{folders})/[\w./-]+\.(?:py|yaml|md|sh|sbatch))`", text):
         assert (ROOT / name).is_file(), name
+
+
+def _example(contains: str) -> str:
+    """The Python block of CONTRIBUTING.md that holds this text."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    return next(block for block in blocks if contains in block)
+
+
+def test_the_task_of_contributing_works(tmp_path):
+    import random
+
+    names: dict = {"__name__": "presence"}
+    exec(_example("class Presence"), names)
+    task = names["Presence"]()
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/dog.jpg").write_bytes(tiny.picture("red", random.Random(0)))
+    rows = '{"image": "dog.jpg", "thing": "dog", "is_there": true}\n{"image": "dog.jpg", "thing": 7}\n'
+    (tmp_path / "train/presence.jsonl").write_text(rows)
+    record, error = task.records(tmp_path, "train")
+    assert error.reason == "unreadable facts"
+    asked, answered = task.conversation(record, random.Random(0)).turns
+    assert asked.parts[0].modality == "image" and "dog" in asked.parts[1] and answered.parts == ("Yes.",)
+    assert task.score(["yes", "No."], [record, record]) == {"accuracy": 0.5}
+
+
+def test_the_connector_of_contributing_works():
+    import torch
+
+    from mmchat.models import connector
+
+    names = dict(vars(connector))
+    exec(_example("class EveryNthConfig"), names)
+    config = names["EveryNthConfig"](n=3)
+    shapes = ((7, 2, 2), (7, 2, 2), (1, 1, 1))
+    features = torch.randn(57, 8)
+    tokens = config.build(8, 16, 0.02)(features, shapes)
+    assert tokens.shape == (sum(config.num_tokens(shape) for shape in shapes), 16) and len(tokens) == 25
