@@ -47,6 +47,9 @@ def main() -> int:
                 return 0
             previous = config.folder / stage.name
         return 0
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to continue from the last checkpoint", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError, OSError) as error:
         if "CUDA out of memory" in str(error):
             error = ValueError(f"{error}\nLower batch.tokens, batch.patches or packs_per_micro_batch, or raise zero")

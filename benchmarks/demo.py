@@ -1,4 +1,4 @@
-"""Scores the demo and shows it: python benchmarks/demo.py [--checkpoint checkpoints/first_words/instruct] [--out FOLDER]
+"""Scores the demo and shows it: python benchmarks/demo.py [--checkpoint FOLDER] [--out FOLDER]
 
 New scenes of known things are named by free generation: with their picture, with another scene's picture, and by the
 model before training. Then one picture is talked about, and everything stands on one page, FOLDER/index.html.

@@ -94,6 +94,8 @@ def write_checkpoint(
     }
     (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
     for name in (*files, MANIFEST):
+        # safetensors makes files that only their owner can read; these are as readable as the others.
+        (partial / name).chmod((partial / CONFIG).stat().st_mode)
         _sync(partial / name)
     _sync(partial)
     if folder.exists():  # the same step again, after a resume from an older one

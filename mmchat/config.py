@@ -100,7 +100,6 @@ class StageConfig(Schema):
     save_every: Count = 500
     keep: Count = 2
     workers: Annotated[int, Field(ge=0)] = 2
-    decode_timeout_s: Positive = 120.0
     bad_samples: Annotated[float, Field(ge=0, le=1)] = 0.01
     nan_steps: Count = 3
 

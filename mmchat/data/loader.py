@@ -17,6 +17,9 @@ from mmchat.data.mixture import Mixture
 from mmchat.data.pack import BadSample, LanePacker, collate, join, load_media
 from mmchat.errors import SampleError
 
+# Decoders have time limits of their own; this one turns anything else that hangs into an error.
+WORKER_TIMEOUT_S = 1800
+
 
 @dataclass(frozen=True)
 class LoadedPack:
@@ -77,10 +80,10 @@ class Loader:
             )
         self.stage = stage
         self.lanes = list(range(rank, per_step, world_size))
-        source = _LaneSource(stage, seed, template, mixture or Mixture(stage.data), self.lanes, dict(states or {}))
+        self.mixture = mixture or Mixture(stage.data)
+        source = _LaneSource(stage, seed, template, self.mixture, self.lanes, dict(states or {}))
         self.num_workers = min(stage.workers, len(self.lanes))
-        # Decoders have time limits of their own; this one turns anything else that hangs into an error.
-        timeout = 60 + 10 * stage.decode_timeout_s if self.num_workers else 0
+        timeout = WORKER_TIMEOUT_S if self.num_workers else 0
         self._packs: Iterator[list[LoadedPack]] = iter(
             DataLoader(source, batch_size=None, num_workers=self.num_workers, timeout=timeout)
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -42,6 +44,11 @@ class Mixture:
         )
         total = sum(config.weight for config in configs)
         self.weights = tuple(config.weight / total for config in configs)
+
+    def fingerprint(self) -> str:
+        """Hash of every source's name and shards' contents: what the positions of lanes refer to."""
+        facts = [(name, [shard.sha256 for shard in shards]) for name, shards in self._shards.items()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def lane(self, seed: int, stage: str, lane: int, num_lanes: int) -> Lane:
         return Lane(self.sources, self.weights, seed, stage, lane, num_lanes)

@@ -47,7 +47,7 @@ def answer_shards(
     Args:
         swap: gives every record the media of this modality of another record: a control that shows whether the
             answers come from the media.
-        seed: of the phrasing of the questions, the same in every run.
+        seed: of the questions' phrasing and of the swap, the same in every run.
     Raises:
         ValueError: unknown task or unusable shards.
     """
@@ -56,7 +56,7 @@ def answer_shards(
     total = min(limit or mixture.sources[0].num_samples, mixture.sources[0].num_samples)
     records = [_record(mixture, i) for i in range(total)]
     if swap is not None:
-        records = _swapped(records, swap)
+        records = _swapped(records, swap, seed)
     answers: list[str] = []
     bad: Counter[str] = Counter()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +137,8 @@ def _text(parts: Sequence[Any]) -> str:
     )
 
 
-def _swapped(records: Sequence[Record | SampleError], modality: Modality) -> list[Record | SampleError]:
-    """Every record gets the media of the record half the set away that has the same number of items of the modality."""
+def _swapped(records: Sequence[Record | SampleError], modality: Modality, seed: int) -> list[Record | SampleError]:
+    """Every record gets another one's media, at random, with the same number of items of the modality."""
 
     def own(record: Record) -> list[MediaRef]:
         return [item for item in record.media if item.modality == modality]
@@ -149,8 +149,9 @@ def _swapped(records: Sequence[Record | SampleError], modality: Modality) -> lis
             groups.setdefault(len(own(record)), []).append(i)
     swapped = list(records)
     for places in groups.values():
-        for n, place in enumerate(places):
-            record, other = records[place], records[places[(n + max(1, len(places) // 2)) % len(places)]]
+        random.Random(seed).shuffle(places)
+        for n, place in enumerate(places):  # the next one in a random circle: never its own
+            record, other = records[place], records[places[(n + 1) % len(places)]]
             assert isinstance(record, Record) and isinstance(other, Record)
             given = iter(own(other))
             media = tuple(next(given) if item.modality == modality else item for item in record.media)

@@ -62,7 +62,7 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
 
 
 def find(path: Path) -> Path:
-    """A checkpoint folder itself, or the newest checkpoint below a stage's or run's folder."""
+    """A checkpoint folder itself, the newest one of a stage's folder, or that of a run's last stage."""
     if path in checkpoints_in(path.parent):
         return path
     if (path / "manifest.json").is_file():
@@ -73,4 +73,7 @@ def find(path: Path) -> Path:
             f"{path} holds no checkpoint. Wanted a folder with manifest.json, a stage's or run's folder under "
             "checkpoints/, or a configuration file (.yaml) for the untrained model"
         )
-    return max(found, key=lambda folder: (folder / "manifest.json").stat().st_mtime)
+    if checkpoints_in(path):
+        return found[-1]
+    stages = [stage["name"] for stage in yaml.safe_load((found[0] / "config.yaml").read_text())["stages"]]
+    return max(found, key=lambda folder: (stages.index(folder.parent.name), folder.name))

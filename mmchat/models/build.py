@@ -109,7 +109,7 @@ class ModelConfig(Schema):
         gates, late = None, None
         with _seeded(seed, "fusion"):
             if isinstance(self.fusion, FLoRAConfig | LoRAConfig):
-                gates = adapt(decoder_of(llm), self.fusion)
+                gates = adapt(decoder_of(llm), self.fusion, tuple(self.modalities.entries()))
             elif isinstance(self.fusion, LateConfig):
                 late = LateFusion(self.fusion, llm_dim).to(dtype)
         return MMChat(llm, encoders, connectors, shared, gates, late)

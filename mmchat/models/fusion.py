@@ -13,6 +13,7 @@ missing data). The paper does not publish rank, matrices, gating or scope: those
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -91,15 +92,22 @@ class Gates:
     Activation checkpointing runs layers again during backward, so the value stays until the next forward sets it.
     """
 
-    def __init__(self, num_pairs: int, rank: int, alpha: float) -> None:
-        self.num_pairs = num_pairs
+    def __init__(self, modalities: Sequence[Modality] | None, rank: int, alpha: float) -> None:
+        """modalities: one pair each, in this order; None: a single pair that is always open (plain LoRA)."""
+        self.modalities = modalities
+        self.columns = None if modalities is None else [MODALITIES.index(m) for m in modalities]
         self.rank = rank
         self.scale = alpha / rank
         self.scaled: Tensor | None = None
 
+    @property
+    def num_pairs(self) -> int:
+        return 1 if self.modalities is None else len(self.modalities)
+
     def set(self, presence: Tensor, dtype: torch.dtype) -> None:
-        """presence [rows, length, pairs] -> per rank channel [rows, length, pairs * rank], alpha / rank included."""
-        self.scaled = (presence * self.scale).repeat_interleave(self.rank, dim=-1).to(dtype)
+        """presence [rows, length, all modalities] -> per rank channel [rows, length, pairs * rank], scaled."""
+        gates = torch.ones_like(presence[..., :1]) if self.columns is None else presence[..., self.columns]
+        self.scaled = (gates * self.scale).repeat_interleave(self.rank, dim=-1).to(dtype)
 
 
 class LowRankFusion(nn.Module):
@@ -156,14 +164,15 @@ class LateFusion(nn.Module):
         return (flat + self.out(read)).view_as(hidden)
 
 
-def adapt(decoder: nn.Module, config: FLoRAConfig | LoRAConfig) -> Gates:
+def adapt(decoder: nn.Module, config: FLoRAConfig | LoRAConfig, modalities: Sequence[Modality]) -> Gates:
     """Replaces the target linear layers of `decoder` in place; W is not touched.
 
+    Args:
+        modalities: those of the model; FLoRA makes a pair for each.
     Raises:
         ValueError: no layer has one of the target names.
     """
-    num_pairs = len(MODALITIES) if isinstance(config, FLoRAConfig) else 1
-    gates = Gates(num_pairs, config.rank, config.alpha)
+    gates = Gates(modalities if isinstance(config, FLoRAConfig) else None, config.rank, config.alpha)
     adapted = 0
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
@@ -211,12 +220,15 @@ def merge(decoder: nn.Module, modality: Modality | None) -> None:
 def _merged(layer: LowRankFusion, modality: Modality | None) -> nn.Module:
     a, b = layer.fusion_a.float(), layer.fusion_b.float()
     rank = layer.gates.rank
-    chosen = 0 if modality is None else MODALITIES.index(modality)
+    modalities = layer.gates.modalities
+    if (modality is None) != (modalities is None) or (modalities is not None and modality not in modalities):
+        raise ValueError(f"cannot merge {modality}: this model has pairs for {modalities or 'plain LoRA'}")
+    chosen = 0 if modality is None or modalities is None else modalities.index(modality)
     for pair in range(layer.gates.num_pairs):
         if pair != chosen and b[:, pair * rank : (pair + 1) * rank].any():
             raise ValueError(
-                f"cannot merge {modality}: the pair of {MODALITIES[pair]} is trained too, so the merged weights would "
-                "depend on which modalities are present. Keep the model unmerged."
+                f"cannot merge {modality}: the pair of {modalities and modalities[pair]} is trained too, so the merged "
+                "weights would depend on which modalities are present. Keep the model unmerged."
             )
     rows = slice(chosen * rank, (chosen + 1) * rank)
     delta = (b[:, rows] @ a[rows]) * layer.gates.scale

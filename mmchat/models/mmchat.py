@@ -79,8 +79,7 @@ class MMChat(nn.Module):
             tokens = self.media_tokens(batch)
         embeddings = self.embed(batch, tokens)
         if self.gates is not None:
-            presence = batch.presence if self.gates.num_pairs > 1 else torch.ones_like(batch.presence[..., :1])
-            self.gates.set(presence, embeddings.dtype)
+            self.gates.set(batch.presence, embeddings.dtype)
         packed: dict[str, Any] = {}
         if cache is None and attention_mask is None:
             packed = pack_arguments(batch.segment_ids)

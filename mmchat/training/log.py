@@ -39,13 +39,13 @@ class TrainLog:
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         if config.wandb:
             try:
                 import wandb
             except ImportError as error:
                 raise ValueError("log.wandb: the package wandb is not installed; pip install mmchat[wandb]") from error
-            self.wandb = wandb.init(project="mmchat", name=f"{run}-{stage}", resume="allow")
+            self.wandb = wandb.init(project="mmchat", name=f"{run}-{stage}", id=f"{run}-{stage}", resume="allow")
 
     def step(self, step: int, values: dict[str, Any]) -> None:
         """step: number of steps done; values: numbers of this step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import signal
 import time
 from collections import Counter
@@ -43,23 +44,32 @@ FREE_STAGE_KEYS = {
     "save_every",
     "keep",
     "workers",
-    "decode_timeout_s",
     "bad_samples",
     "nan_steps",
 }
 
 
 class StopRequest:
-    """SIGTERM and SIGUSR1 (SLURM's warning) end the run after the step in flight; a second one ends it at once."""
+    """SIGTERM and SIGUSR1 (SLURM's warning) end the run after the step in flight; a later one ends it at once.
+
+    Repeats within seconds are the same request: a launcher passes on what its whole process group received.
+    """
+
+    REPEAT_S = 5.0
 
     def __init__(self) -> None:
         self.is_set = False
+        self.received_s = 0.0
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.is_set = True
-        signal.signal(number, signal.SIG_DFL)
+        now = time.monotonic()
+        if self.is_set and now - self.received_s > self.REPEAT_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.is_set:
+            self.is_set, self.received_s = True, now
 
 
 def train_stage(
@@ -92,7 +102,7 @@ def train_stage(
     model = config.model.build(getattr(torch, stage.dtype), config.seed, lambda: partition(stage), gather)
     is_full = config.model.fusion.kind == "full"
     held = set(start.manifest["parts"]) if start is not None else set()
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     if start is not None:
         weights = start.weights()
         expected = names_in(model, held, is_full)
@@ -112,6 +122,9 @@ def train_stage(
     log = TrainLog(folder, config.run, stage.name, stage.steps, step, config.log)
     preflight(config, stage, engine, parts, template, mixture, loader, log)
     engine.set_masters(weights)
+    # What an earlier stage trained and this one leaves frozen is saved again as it was, in its full precision.
+    frozen = {name: value for name, value in weights.items() if name not in engine.trained}
+    del weights
     if resumed is not None:
         engine.set_moments(resumed.moments(), step)
         log.say(f"continues from {resumed.folder}")
@@ -120,7 +133,8 @@ def train_stage(
         engine.close()
         return True
 
-    trainer = _Loop(config, stage, engine, loader, log, held, is_full, resumed)
+    trainer = _Loop(config, stage, engine, loader, log, held, frozen, resumed)
+    del start, resumed
     finished = trainer.run(step, stop)
     log.close()
     engine.close()
@@ -138,16 +152,22 @@ class _Loop:
         loader: Loader,
         log: TrainLog,
         held: set[str],
-        is_full: bool,
+        frozen: dict[str, torch.Tensor],
         resumed: Checkpoint | None,
     ) -> None:
         self.config, self.stage, self.engine, self.loader, self.log = config, stage, engine, loader, log
-        self.held, self.is_full = held, is_full
+        self.held, self.frozen = held, frozen
         state = resumed.state if resumed is not None else {}
         self.lanes: dict[int, dict[str, Any]] = {int(k): v for k, v in state.get("lanes", {}).items()}
         self.num_seen = int(state.get("num_seen", 0))
         self.bad: Counter[str] = Counter(state.get("bad", {}))
         self.skipped_in_a_row = 0
+        self.shards = loader.mixture.fingerprint()
+        if resumed is not None and state["shards"] != self.shards:
+            raise CheckpointError(
+                f"{resumed.folder}: the shards are not those that it was trained on (others, or in another order), so "
+                "its place in them means nothing. Restore them, or give the run another name (run=...)"
+            )
         self.flops = FlopCounter(engine.model)
         self.peak = peak_flops()
 
@@ -232,7 +252,9 @@ class _Loop:
 
     def _save(self, step: int, must: bool) -> None:
         started = time.perf_counter()
-        weights = self.engine.weights(sorted(names_in(self.engine.model, self.held, self.is_full)))
+        is_full = self.config.model.fusion.kind == "full"
+        names = names_in(self.engine.model, self.held, is_full) - self.frozen.keys()
+        weights = self.engine.weights(sorted(names)) | self.frozen
         moments = self.engine.moments()
         probe = probe_logits(self.engine.model, self.engine.device)
         lanes: dict[int, Any] = {}
@@ -241,7 +263,13 @@ class _Loop:
         folder = self.config.folder / self.stage.name / f"step-{step:06d}"
         failure = ""
         if distributed.is_main():
-            state = {"step": step, "lanes": lanes, "num_seen": self.num_seen, "bad": dict(self.bad)}
+            state = {
+                "step": step,
+                "shards": self.shards,
+                "lanes": lanes,
+                "num_seen": self.num_seen,
+                "bad": dict(self.bad),
+            }
             facts = {
                 "run": self.config.run,
                 "stage": self.stage.name,
@@ -308,6 +336,8 @@ def _check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) 
     def relevant(values: dict[str, Any]) -> dict[str, Any]:
         own: dict[str, Any] = next((s for s in values["stages"] if s["name"] == stage.name), {})
         kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
+        # How packs are joined changes neither the plan nor the gradient, and follows the number of ranks.
+        kept["batch"] = {k: v for k, v in kept.get("batch", {}).items() if k != "packs_per_micro_batch"}
         return {"seed": values["seed"], "model": values["model"], "chat": values["chat"], "stage": kept}
 
     old = _flat(relevant(yaml.safe_load(resumed.config_text)))

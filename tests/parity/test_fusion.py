@@ -167,6 +167,6 @@ def test_trainable_share_of_a_real_width():
                          num_key_value_heads=3, vocab_size=100)  # fmt: skip
     llm = LlamaForCausalLM(config)
     base = sum(p.numel() for p in llm.model.layers.parameters())
-    adapt(llm.model, FLoRAConfig(rank=4))
+    adapt(llm.model, FLoRAConfig(rank=4), MODALITIES)
     pairs = sum(p.numel() for n, p in llm.named_parameters() if "fusion" in n)
     assert 0.01 < pairs / base < 0.05
