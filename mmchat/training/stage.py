@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from mmchat import distributed
 from mmchat.checkpoint import (
     Checkpoint,
     CheckpointError,
-    base_identity,
     load_weights,
     newest,
     prune,
@@ -29,24 +27,14 @@ from mmchat.data.build import build_template
 from mmchat.data.loader import Loader, Step
 from mmchat.data.mixture import Mixture
 from mmchat.models.parts import names_in
-from mmchat.models.probe import probe_agrees, probe_logits
+from mmchat.models.probe import probe_logits
 from mmchat.training.engine import Engine, gather, partition
 from mmchat.training.flops import FlopCounter, peak_flops
 from mmchat.training.log import TrainLog, duration
 from mmchat.training.preflight import preflight
+from mmchat.training.resume import bases, check_probe, check_same_run, last_of
 from mmchat.training.schedule import rate_factor
 from mmchat.training.trainable import select, table
-
-# A stage may be resumed with these keys changed; any other difference would make it another run.
-FREE_STAGE_KEYS = {
-    "zero",
-    "deepspeed",
-    "save_every",
-    "keep",
-    "workers",
-    "bad_samples",
-    "nan_steps",
-}
 
 
 class StopRequest:
@@ -91,11 +79,11 @@ def train_stage(
     folder = config.folder / stage.name
     resumed = newest(folder)
     if resumed is not None:
-        _check_same_run(config, stage, resumed)
+        check_same_run(config, stage, resumed)
         if resumed.step >= stage.steps and not preflight_only:
             _say(stage, f"done already: {resumed.folder}")
             return True
-    start = resumed or _last_of(previous, stage)
+    start = resumed or last_of(previous, stage)
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data)
 
@@ -118,7 +106,7 @@ def train_stage(
     engine = Engine(model, parts, stage, loader.num_micro_batches)
     engine.model.train()
     if start is not None:
-        _check_probe(engine, start)
+        check_probe(engine, start)
     log = TrainLog(folder, config.run, stage.name, stage.steps, step, config.log)
     preflight(config, stage, engine, parts, template, mixture, loader, log)
     engine.set_masters(weights)
@@ -277,7 +265,7 @@ class _Loop:
                 "is_last": step == self.stage.steps,
                 "parts": sorted(self.held),
                 "fusion": self.config.model.fusion.model_dump(mode="json"),
-                "bases": _bases(self.config),
+                "bases": bases(self.config),
                 "probe": {"dtype": self.stage.dtype, "logits": probe},
             }
             try:
@@ -316,68 +304,6 @@ def _totals(data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
 def _step_seed(seed: int, stage: str, step: int) -> int:
     word = f"{seed}/{stage}/{step}/{distributed.rank()}".encode()
     return int.from_bytes(hashlib.blake2b(word, digest_size=7).digest(), "little")
-
-
-def _last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
-    if previous is None:
-        return None
-    found = newest(previous)
-    if found is None or not found.manifest["is_last"]:
-        raise ValueError(
-            f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in "
-            f"{previous}; train that stage first"
-        )
-    return found
-
-
-def _check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:
-    """Raises CheckpointError where the checkpoint's configuration differs in what makes the run what it is."""
-
-    def relevant(values: dict[str, Any]) -> dict[str, Any]:
-        own: dict[str, Any] = next((s for s in values["stages"] if s["name"] == stage.name), {})
-        kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
-        # How packs are joined changes neither the plan nor the gradient, and follows the number of ranks.
-        kept["batch"] = {k: v for k, v in kept.get("batch", {}).items() if k != "packs_per_micro_batch"}
-        return {"seed": values["seed"], "model": values["model"], "chat": values["chat"], "stage": kept}
-
-    old = _flat(relevant(yaml.safe_load(resumed.config_text)))
-    new = _flat(relevant(yaml.safe_load(dump_config(config))))
-    changed = [
-        f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{resumed.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"
-            "Give the run another name (run=...), or change these back to continue it"
-        )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): values}
-
-
-def _check_probe(engine: Engine, start: Checkpoint) -> None:
-    stored = start.manifest["probe"]
-    found = probe_logits(engine.model, engine.device)
-    if not probe_agrees(found, stored["logits"], stored["dtype"] == engine.stage.dtype):
-        raise CheckpointError(
-            f"{start.folder}: the model does not answer the stored probe as it did when it was saved. Its base models, "
-            "or the code that loads them, are not the same; compare manifest.json's `bases` with what is on disk"
-        )
-
-
-def _bases(config: RunConfig) -> dict[str, Any]:
-    bases = {"llm": base_identity(config.model.llm.pretrained)}
-    for modality, entry in config.model.modalities.entries().items():
-        pretrained = entry.encoder.model_dump().get("pretrained")
-        bases[modality] = (
-            base_identity(pretrained) if pretrained else {"encoder": entry.encoder.model_dump(mode="json")}
-        )
-    return bases
 
 
 def _say(stage: StageConfig, text: str) -> None:
