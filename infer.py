@@ -46,6 +46,9 @@ def main() -> int:
     answer.add_argument("--swap", choices=["image", "video", "audio"], help="control: media of another record")
     arguments = parser.parse_args()
 
+    from mmchat.models.llm import hide_progress_bars
+
+    hide_progress_bars()
     try:
         return {"chat": _chat, "answer": _answer}[arguments.command](arguments)
     except (ValueError, RuntimeError, OSError) as error:

@@ -33,9 +33,11 @@ def main() -> int:
             print(dump_config(config), end="")
             return 0
 
+        from mmchat.models.llm import hide_progress_bars
         from mmchat.training.engine import start_distributed
         from mmchat.training.stage import StopRequest, train_stage
 
+        hide_progress_bars()
         start_distributed()
         stop, previous = StopRequest(), None
         for stage in config.stages:

@@ -31,6 +31,7 @@ from mmchat.inference.answer import Summary, answer_shards
 from mmchat.inference.chat import ChatSession
 from mmchat.inference.generate import Decoding
 from mmchat.inference.load import Loaded, load
+from mmchat.models.llm import hide_progress_bars
 from mmchat.tasks.text_score import normalised
 
 LEAST_EXACT, MOST_EXACT_SWAPPED = 0.60, 0.10
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("checkpoints/first_words/page"))
     parser.add_argument("--limit", type=int, help="first N scenes only")
     arguments = parser.parse_args()
+    hide_progress_bars()
     try:
         trained = load(arguments.checkpoint)
         arguments.out.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import logging
 
 from mmchat.batch import IGNORE, TokenLoss
 from mmchat.schema import Schema
@@ -64,13 +65,13 @@ class LLMConfig(Schema):
             return "flash_attention_2" if _has_flash_attention() else "flex_attention"
         return SEGMENTS if self.attention == "segments" else self.attention
 
-    def is_local(self) -> bool:
-        return Path(self.pretrained).is_dir()
+
+def hide_progress_bars() -> None:
+    """Loading takes a moment; transformers' bar for every weight file is no news to a person who trains or asks."""
+    logging.disable_progress_bar()
 
 
 def _has_flash_attention() -> bool:
-    import importlib.util
-
     return importlib.util.find_spec("flash_attn") is not None
 
 

@@ -8,13 +8,19 @@ functions instead, for every ZeRO level alike.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # deepspeed asks at import, and warns where it has to guess
+
+# isort: split
+import deepspeed
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,

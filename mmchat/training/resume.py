@@ -25,7 +25,7 @@ FREE_STAGE_KEYS = {
 
 
 def last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
-    """The checkpoint that ended the stage before; None for a first stage. Raises ValueError where it is not finished."""
+    """The checkpoint that ended the stage before; None for a first stage. Raises ValueError if it is not finished."""
     if previous is None:
         return None
     found = newest(previous)
