@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicCache
 from mmchat.batch import Batch
 from mmchat.data.chat_template import ChatTemplate, Sample
 from mmchat.data.pack import collate
-from mmchat.models.llm import logits_of
+from mmchat.models.head import logits_of
 from mmchat.models.mmchat import MMChat
 
 

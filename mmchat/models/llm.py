@@ -1,4 +1,4 @@
-"""Any transformers causal LM as the decoder: loading, packed attention without patches, and the loss head."""
+"""Any transformers causal LM as the decoder: loading, and the attention of packed rows without patches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -20,11 +19,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging
 
-from mmchat.batch import IGNORE, TokenLoss
 from mmchat.schema import Schema
-
-# Learned positions whose logits are alive at one time. 1,024 x 152k x 4 bytes is 0.6 GB.
-HEAD_CHUNK = 1024
 
 Attention = Literal["auto", "segments", "sdpa", "eager", "flash_attention_2", "flex_attention"]
 
@@ -186,33 +181,3 @@ def token_embedding(model: PreTrainedModel) -> nn.Embedding:
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The LLM without its head: inputs_embeds -> last_hidden_state."""
     return model.get_decoder()
-
-
-def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """[..., dim] -> [..., vocabulary], in float32."""
-    logits = model.get_output_embeddings()(hidden).float()
-    softcap = model.config.to_dict().get("final_logit_softcapping")  # Gemma 2 and 3
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def head_loss(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> TokenLoss:
-    """Summed cross-entropy on the learned positions only, in chunks, so that full logits never exist.
-
-    hidden: [rows, length, dim]; labels: [rows, length], the token to predict at each position, or IGNORE.
-    """
-    learned = labels != IGNORE
-    chosen, targets = hidden[learned], labels[learned]  # [learned, dim], [learned]
-    # Stays connected to the graph without a learned position, so that backward works on every rank.
-    total = chosen.sum() * 0.0 if len(targets) else hidden.sum() * 0.0
-    total = total.float()
-
-    def chunk_loss(part: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(logits_of(model, part), target, reduction="sum")
-
-    for start in range(0, len(targets), HEAD_CHUNK):
-        part, target = chosen[start : start + HEAD_CHUNK], targets[start : start + HEAD_CHUNK]
-        if len(targets) > HEAD_CHUNK and torch.is_grad_enabled():
-            total = total + checkpoint(chunk_loss, part, target, use_reentrant=False)
-        else:
-            total = total + chunk_loss(part, target)
-    return TokenLoss(total, len(targets))

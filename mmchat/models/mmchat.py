@@ -16,7 +16,8 @@ from transformers.cache_utils import Cache
 from mmchat.batch import Batch, MediaBatch, TokenLoss
 from mmchat.models.connector import Connector
 from mmchat.models.fusion import Gates, LateFusion, late_visibility
-from mmchat.models.llm import decoder_of, head_loss, logits_of, pack_arguments, token_embedding
+from mmchat.models.head import head_loss, logits_of
+from mmchat.models.llm import decoder_of, pack_arguments, token_embedding
 
 
 class MMChat(nn.Module):

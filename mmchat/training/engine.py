@@ -112,7 +112,7 @@ class Engine:
         self.stage = stage
         self.num_micro_batches = num_micro_batches
         self.trained = {name: p for part in parts if part.rate for name, p in part.parameters.items()}
-        optimizer = torch.optim.AdamW(param_groups(parts), betas=stage.betas, eps=1e-8)
+        optimizer = torch.optim.AdamW(param_groups(parts), betas=stage.betas, eps=1e-8, fused=True)
         self._engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(stage, num_micro_batches)
         )

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from mmchat.models.llm import logits_of
+from mmchat.models.head import logits_of
 from tests import models, runs
 
 pytestmark = pytest.mark.gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,13 @@ from tests import models
 
 @pytest.fixture(scope="module", autouse=True)
 def _distributed(tiny_folder):
+    """A process group of one; other tests start processes of their own and must not inherit its rendezvous."""
+    before = dict(os.environ)
     start_distributed()
+    os.environ.clear()
+    os.environ.update(before)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def _engine(zero, fusion=None, train=None):

@@ -7,7 +7,7 @@ import torch
 
 from mmchat.batch import IGNORE
 from mmchat.data.pack import join
-from mmchat.models.llm import logits_of
+from mmchat.models.head import logits_of
 from tests import models, tiny
 
 BACKENDS = ["segments", "sdpa", "eager"]
@@ -123,7 +123,7 @@ def test_the_head_in_chunks_equals_the_head_at_once(tiny_folder, monkeypatch):
     pack = models.pack(template)
     values = []
     for chunk in (1024, 7):
-        monkeypatch.setattr("mmchat.models.llm.HEAD_CHUNK", chunk)
+        monkeypatch.setattr("mmchat.models.head.HEAD_CHUNK", chunk)
         model.zero_grad()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("fusion" in name)
