@@ -19,10 +19,10 @@ def _distributed(tiny_folder):
     """A process group of one; other tests start processes of their own and must not inherit its rendezvous."""
     before = dict(os.environ)
     start_distributed()
-    os.environ.clear()
-    os.environ.update(before)
     yield
     torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def _engine(zero, fusion=None, train=None):
