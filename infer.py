@@ -25,9 +25,9 @@ def main() -> int:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("checkpoint")
     common.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
-    common.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
-    common.add_argument("--temperature", type=float, default=0.0, help="0 (default) takes the likeliest token")
-    common.add_argument("--top-p", type=float, default=1.0)
+    common.add_argument("--max-new-tokens", type=_positive, default=256, metavar="N")
+    common.add_argument("--temperature", type=_not_negative, default=0.0, help="0 (default) takes the likeliest token")
+    common.add_argument("--top-p", type=_share, default=1.0, help="sample among the likeliest tokens of this mass")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -41,8 +41,8 @@ def main() -> int:
     answer.add_argument("--shards", required=True, nargs="+", help="paths, globs or ranges like {000000..000012}.tar")
     answer.add_argument("--task", required=True)
     answer.add_argument("--out", required=True, type=Path, metavar="F", help="JSON lines; F.summary.json beside it")
-    answer.add_argument("--batch-size", type=int, default=16, metavar="N")
-    answer.add_argument("--limit", type=int, metavar="N", help="first N records only")
+    answer.add_argument("--batch-size", type=_positive, default=16, metavar="N")
+    answer.add_argument("--limit", type=_positive, metavar="N", help="first N records only")
     answer.add_argument("--swap", choices=["image", "video", "audio"], help="control: media of another record")
     arguments = parser.parse_args()
 
@@ -59,6 +59,24 @@ def main() -> int:
     except KeyboardInterrupt:
         print()
         return 130
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"wanted 1 or more, found {text}")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if (value := float(text)) < 0:
+        raise argparse.ArgumentTypeError(f"wanted 0 or more, found {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"wanted more than 0 and at most 1, found {text}")
+    return value
 
 
 def _decoding(arguments: argparse.Namespace) -> Any:
@@ -85,7 +103,8 @@ def _chat(arguments: argparse.Namespace) -> int:
             print(flush=True)
             media.clear()
         except SampleError as error:
-            print(f"error: {error}", file=sys.stderr)
+            media.clear()
+            print(f"error: {error}. The question was not asked; its files are dropped", file=sys.stderr)
             return False
         return True
 

@@ -35,11 +35,13 @@ def main() -> int:
 
         from mmchat.models.llm import hide_progress_bars
         from mmchat.training.engine import start_distributed
+        from mmchat.training.resume import claim
         from mmchat.training.stage import StopRequest, train_stage
 
         hide_progress_bars()
         start_distributed()
         stop, previous = StopRequest(), None
+        claimed = claim(config.folder)
         for stage in config.stages:
             if arguments.stage in (None, stage.name) and not train_stage(
                 config, stage, previous, stop, arguments.preflight
@@ -48,6 +50,7 @@ def main() -> int:
             if arguments.preflight:
                 return 0
             previous = config.folder / stage.name
+        del claimed
         return 0
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to continue from the last checkpoint", file=sys.stderr)

@@ -85,14 +85,18 @@ def write_checkpoint(
             f"{partial}: {needed / 1e9:.2f} GB are needed, {shutil.disk_usage(partial).free / 1e9:.2f} are free"
         )
     (partial / CONFIG).write_text(config_text)
-    save_file(dict(weights), partial / WEIGHTS)
-    save_file(dict(moments), partial / OPTIMIZER)
+    try:
+        save_file(dict(weights), partial / WEIGHTS)
+        save_file(dict(moments), partial / OPTIMIZER)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(f"{partial}: {error}") from error
     (partial / STATE).write_text(json.dumps(state))
     files = {
         name: {"size": (partial / name).stat().st_size, "sha256": _sha256(partial / name)}
         for name in (CONFIG, WEIGHTS, OPTIMIZER, STATE)
     }
-    (partial / MANIFEST).write_text(json.dumps({"format": FORMAT, **facts, "files": files}, indent=1))
+    manifest = {"format": FORMAT, **facts, "files": files}
+    (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))
     for name in (*files, MANIFEST):
         # safetensors makes files that only their owner can read; these are as readable as the others.
         (partial / name).chmod((partial / CONFIG).stat().st_mode)
@@ -113,7 +117,8 @@ def prune(stage_folder: Path, keep: int) -> None:
 
 def checkpoints_in(stage_folder: Path) -> list[Path]:
     """Complete checkpoints of a stage, oldest first."""
-    return sorted(path.parent for path in stage_folder.glob(f"step-*/{MANIFEST}") if path.parent.suffix != ".partial")
+    found = [path.parent for path in stage_folder.glob(f"step-*/{MANIFEST}") if path.parent.suffix != ".partial"]
+    return sorted(found, key=lambda folder: int(folder.name.removeprefix("step-")))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -131,8 +136,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         manifest = json.loads(manifest_path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{manifest_path} is damaged ({error}). {_advice(folder)}") from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {manifest.get('format')}, this version reads {FORMAT}")
+    facts = {name: value for name, value in manifest.items() if name != "sha256"}
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise CheckpointError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
+    if manifest.get("sha256") != _digest(facts):
+        raise CheckpointError(f"{manifest_path} is damaged: it is not what was written. {_advice(folder)}")
     for name, facts in manifest["files"].items():
         path = folder / name
         if not path.is_file():
@@ -209,6 +217,10 @@ def _load(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {error}. {_advice(path.parent)}") from error
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

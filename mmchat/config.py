@@ -82,8 +82,8 @@ class StageConfig(Schema):
 
     train: learning rate by part: `connectors`, `connectors.image`, `encoders`, `encoders.audio`, `fusion`, `llm`; the
     longest matching name counts, a part without one is frozen. Under `fusion: {kind: full}`, `fusion` is the LLM.
-    bad_samples: share of unreadable samples beyond which the run stops. nan_steps: skipped steps in a row beyond
-    which it stops. deepspeed: merged last into DeepSpeed's own configuration.
+    bad_samples: share of unreadable samples (of at least 100) beyond which the run stops; a single one never does.
+    nan_steps: skipped steps in a row beyond which it stops. deepspeed: merged last into DeepSpeed's own configuration.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")]
@@ -200,6 +200,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
     path, sign, text = override.partition("=")
     if not sign:
         raise ConfigError(f"override {override!r}: wanted path.to.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: its value is no valid YAML: {error}") from error
     here: Any = values
     *parents, last = path.split(".")
     for depth, key in enumerate([*parents, last]):
@@ -213,12 +217,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
             else:
                 raise ConfigError(f"override {override!r}: {where} has no item {key!r}; it has {names}")
             if depth == len(parents):
-                here[index] = yaml.safe_load(text)
+                here[index] = value
             else:
                 here = here[index]
         elif isinstance(here, dict):
             if depth == len(parents):
-                here[key] = yaml.safe_load(text)
+                here[key] = value
             else:
                 here = here.setdefault(key, {})
         else:

@@ -6,6 +6,7 @@ a user types (`<image>`, `<|im_end|>`) stays text.
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -212,7 +213,8 @@ class ChatTemplate:
         writer = _Writer(self, plans, key)
         said = turns[len(system) + skip_turns :]
         skipped = Conversation(tuple(turns[: len(turns) - len(said)]))
-        numbers = iter(range(len(skipped.media), len(plans)))  # media keeps its number when turns are left out
+        writer.first_media = len(skipped.media)  # media keeps its number when turns are left out
+        numbers = iter(range(len(skipped.media), len(plans)))
         for turn in writer.begin(system[0] if system else None, said):
             writer.turn(turn, numbers)
         if answer:
@@ -247,6 +249,15 @@ class ChatTemplate:
         if not any(label != IGNORE for label in sample.labels):
             raise SampleError("nothing to learn", f"{key}: no learned turn is left within the budget")
         return sample
+
+    def without_dropout(self) -> ChatTemplate:
+        """The same template with training-time dropouts off."""
+        off: dict[str, Any] = {"modality_dropout": {}} | (
+            {"adapter_dropout": {}} if isinstance(self.fusion, FLoRAConfig) else {}
+        )
+        other = copy.copy(self)
+        other.fusion = self.fusion.model_copy(update=off)
+        return other
 
     def stub(self, key: str) -> Sample:
         """One token with nothing to learn, in place of a sample that cannot be decoded."""
@@ -310,6 +321,7 @@ class _Writer:
         self.template = template
         self.plans = plans
         self.key = key
+        self.first_media = 0
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.media: list[PlannedMedia] = []
@@ -330,7 +342,9 @@ class _Writer:
             self.special(chat_format.system[1])
         else:  # a format without the role: said at the head of the first user turn
             self.special(chat_format.begin)
-            if said:
+            if not said or said[0].role != "user":
+                said = [Turn("user", (text,)), *said]
+            else:
                 said = [replace(said[0], parts=(f"{text}\n\n", *said[0].parts)), *said[1:]]
         return said
 
@@ -395,7 +409,7 @@ class _Writer:
 
     def _region(self, region: Region) -> str:
         geometry = None
-        if 0 <= region.media < len(self.plans):
+        if self.first_media <= region.media < len(self.plans):
             ref, plan = self.plans[region.media]
             if plan is None and ref.header is not None and ref.modality in self.template.preprocesses:
                 plan = self.template.preprocesses[ref.modality].plan(ref.header)  # dropped, but its size is known
@@ -403,7 +417,7 @@ class _Writer:
         if geometry is None:
             raise SampleError(
                 "region without its picture",
-                f"{self.key}: a region names media item {region.media}; the conversation has {len(self.plans)} items, "
-                "and this one has no known size",
+                f"{self.key}: a region names media item {region.media}; items {self.first_media} to "
+                f"{len(self.plans) - 1} are here (turns before them did not fit), and its size must be known",
             )
         return self.template.config.regions.render(region, geometry)

@@ -156,8 +156,14 @@ class Shard:
         start, end = (int(x) for x in self._line_starts[i : i + 2])
         with open(self.index_path, "rb") as file:
             file.seek(start)
-            line = json.loads(file.read(end - start))
-        members = {suffix: (offset, size) for suffix, (offset, size) in line["members"].items()}
+            text = file.read(end - start)
+        try:
+            line = json.loads(text)
+            members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in line["members"].items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SampleError(
+                "damaged index", f"{self.index_path} line {i + 2}: {error}; make it anew with data_prep/index_shards.py"
+            ) from error
         media = []
         for item in line["media"]:
             header = {name: x for name, x in item.items() if name not in ("modality", "member")}
@@ -373,10 +379,11 @@ class _ShardWriter:
 
     def add(self, sample: _Encoded) -> None:
         members = {}
-        for suffix, data in sorted(sample.members.items()):  # TarWriter stores them in this order
-            members[suffix] = (self.num_bytes + _TAR_BLOCK, len(data))
-            self.num_bytes += _TAR_BLOCK + _padded(len(data))
-        self._tar.write({"__key__": sample.key, **sample.members})
+        for suffix, data in sorted(sample.members.items()):  # TarWriter's own order
+            self._tar.write({"__key__": sample.key, suffix: data})
+            # Counted from the end: a name that is not ASCII has more than one header block before its data.
+            self.num_bytes = self._tar.tarstream.offset
+            members[suffix] = (self.num_bytes - _padded(len(data)), len(data))
         self.entries[sample.key] = {
             "key": sample.key,
             "members": members,

@@ -149,6 +149,8 @@ def _swapped(records: Sequence[Record | SampleError], modality: Modality, seed: 
             groups.setdefault(len(own(record)), []).append(i)
     swapped = list(records)
     for places in groups.values():
+        if len(places) < 2:
+            raise ValueError(f"--swap {modality}: a record has no other with as many items to swap with; raise --limit")
         random.Random(seed).shuffle(places)
         for n, place in enumerate(places):  # the next one in a random circle: never its own
             record, other = records[place], records[places[(n + 1) % len(places)]]

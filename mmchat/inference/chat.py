@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from mmchat.conversation import Conversation, Part, Turn
-from mmchat.data.chat_template import Sample
+from mmchat.conversation import Conversation, MediaRef, Part, Turn
+from mmchat.data.chat_template import PlannedMedia, Sample
 from mmchat.data.pack import collate, load_media
 from mmchat.inference.generate import Decoding, TokenStream, decode
 from mmchat.inference.load import Loaded
@@ -30,7 +30,7 @@ class ChatSession:
         self.turns: tuple[Turn, ...] = () if system is None else (Turn("system", (system,)),)
         self._cache: DynamicCache | None = None
         self._cached: Sample | None = None
-        self._decoded: dict[int, Tensor] = {}  # by identity of the MediaRef, which `turns` keeps alive
+        self._decoded: list[tuple[MediaRef, Tensor]] = []  # of the turns so far
 
     def ask(self, parts: Sequence[Part]) -> Iterator[str]:
         """Says one user turn and yields the answer in pieces of text.
@@ -42,12 +42,11 @@ class ChatSession:
         turns = (*self.turns, Turn("user", tuple(parts)))
         sample = loaded.template.render(Conversation(turns), answer=True)
         # Decoded before the cache is touched, so that an unusable item leaves the conversation as it was.
-        for item in sample.media:
-            if id(item.ref) not in self._decoded:
-                self._decoded[id(item.ref)] = load_media(replace(sample, media=(item,)), loaded.template)[0]
+        decoded = [(item.ref, self._decode(sample, item)) for item in sample.media]
         known = self._shared_length(sample)
         rest = _after(sample, known, keep_media=loaded.model.late is not None)
-        batch = collate([rest], [[self._decoded[id(item.ref)] for item in rest.media]])
+        tensors = [tensor for ref, tensor in decoded if any(ref is item.ref for item in rest.media)]
+        batch = collate([rest], [tensors])
         batch = replace(batch, positions=batch.positions + known).to(loaded.device)
         stream = TokenStream(loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache)
         ids: list[int] = []
@@ -63,8 +62,15 @@ class ChatSession:
         if whole.startswith(text) and whole != text:
             yield whole[len(text) :]
         self.turns = (*turns, Turn("assistant", (whole,)))
+        self._decoded = decoded
         self._cache = stream.cache
         self._cached = _extended(sample, ids[:-1])
+
+    def _decode(self, sample: Sample, item: PlannedMedia) -> Tensor:
+        for ref, tensor in self._decoded:
+            if ref is item.ref:
+                return tensor
+        return load_media(replace(sample, media=(item,)), self.loaded.template)[0]
 
     def _shared_length(self, sample: Sample) -> int:
         """How many tokens of the cache still hold for this prompt; the cache is cut to them."""

@@ -6,7 +6,7 @@ import warnings
 from io import BytesIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -147,6 +147,8 @@ class ImagePreprocess:
             orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise SampleError("picture too large", str(error)) from error
+        except UnidentifiedImageError as error:  # its text holds a memory address
+            raise SampleError("undecodable image", f"found none of the formats {', '.join(FORMATS)}") from error
         except Exception as error:
             raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error
         self.config.check(*_upright_size(image, orientation))

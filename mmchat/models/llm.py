@@ -47,6 +47,11 @@ class LLMConfig(Schema):
                 f"model.llm.pretrained: cannot load {self.pretrained!r}. Wanted a local folder with config.json and "
                 f"weights, or a hub name that this machine can reach ({str(error).splitlines()[0]})"
             ) from error
+        except ImportError as error:
+            raise ValueError(
+                f"model.llm.attention: {self.attention} needs a package that is not installed ({error}). "
+                "pip install 'mmchat[gpu]', or choose another attention"
+            ) from error
         check_supported(model)
         model.config.use_cache = False
         if self.gradient_checkpointing:
@@ -54,6 +59,8 @@ class LLMConfig(Schema):
         return model
 
     def backend(self) -> str:
+        if self.attention == "flex_attention" and not torch.cuda.is_available():
+            raise ValueError("model.llm.attention: flex_attention cannot train on a CPU; choose auto or segments")
         if self.attention == "auto":
             if not torch.cuda.is_available():
                 return SEGMENTS

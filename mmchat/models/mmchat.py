@@ -48,11 +48,17 @@ class MMChat(nn.Module):
         self.late = late
 
     def train(self, mode: bool = True) -> Self:
-        """As usual, but frozen encoders stay as they were trained: their batch norms and dropouts do not move."""
+        """As usual, but frozen encoders stay as they were trained, and no encoder's batch norm moves its statistics.
+
+        Those would depend on what a rank happens to see, and on stand-ins.
+        """
         super().train(mode)
         for encoder in self.encoders.values():
             if not any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.eval()
+            for module in encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def forward(self, batch: Batch) -> TokenLoss:

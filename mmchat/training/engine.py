@@ -160,7 +160,6 @@ class Engine:
         Returns the result and the largest absolute gradient of every trained parameter.
         """
         gradients: dict[str, float] = {}
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         for number, batch in enumerate(batches):
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = 0.0
@@ -177,8 +176,6 @@ class Engine:
         result = StepResult(distributed.sum_float(loss.sum), norm, not self._engine.was_step_applied())
         self._link_moments()
         self.set_moments(None, 0)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])  # batch norms that train have moved
         return result, gradients
 
     def _link_moments(self) -> None:

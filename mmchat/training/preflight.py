@@ -49,6 +49,7 @@ def preflight(
         )
     present = distributed.sum_over_ranks([int(name in batch.media) for name in engine.model.connectors])
     seen = {name for name, count in zip(engine.model.connectors, present, strict=True) if count}
+    fusion_learns = any(part.name == "fusion" and part.rate for part in parts)
     silent: list[str] = []
     absent: list[str] = []
     for part in parts:
@@ -56,6 +57,14 @@ def preflight(
             continue
         modality = part.name.rpartition(".")[2]
         needs_media = part.name.startswith(("connectors.", "encoders."))
+        if needs_media and engine.model.late is not None:
+            # Late fusion's output starts at zero: what lies before it learns from its first steps on.
+            if fusion_learns:
+                continue
+            raise ValueError(
+                f"preflight: {part.name} learns through late fusion only; name `fusion` in this stage's train table, "
+                "or train it in a stage before"
+            )
         # Encoders and connectors that shards have no media for yet are fine; so is fusion without any media.
         (absent if (needs_media and modality not in seen) or (not needs_media and not seen) else silent).append(
             part.name
@@ -87,7 +96,7 @@ def _largest_pack(
     planned = []
     for number in loader.lanes[: stage.batch.packs_per_micro_batch]:
         lane = mixture.lane(config.seed, stage.name, number, stage.batch.lanes)
-        packer = LanePacker(lane, mixture, template, stage.batch, config.seed, stage.name)
+        packer = LanePacker(lane, mixture, template.without_dropout(), stage.batch, config.seed, stage.name)
         packs = [[sample for _, sample in packer.next()] for _ in range(REHEARSED_PACKS)]
         planned.append(max(packs, key=lambda pack: sum(len(s) + s.num_patches for s in pack)))
     batches = []

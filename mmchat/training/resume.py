@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mmchat import distributed
 from mmchat.checkpoint import Checkpoint, CheckpointError, base_identity, newest
 from mmchat.config import RunConfig, StageConfig, dump_config
 from mmchat.models.probe import probe_agrees, probe_logits
@@ -24,7 +26,27 @@ FREE_STAGE_KEYS = {
 }
 
 
-def last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
+def claim(folder: Path) -> Any:
+    """Keeps other processes from training in a run's folder for as long as the returned object lives.
+
+    Raises ValueError on every rank where another process has it.
+    """
+    failure, lock = "", None
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            failure = f"another process is training in {folder}; wait for it, or give this run another name (run=...)"
+        except OSError:
+            lock = None  # a file system without locks
+    if failure := distributed.from_main(failure):
+        raise ValueError(failure)
+    return lock
+
+
+def last_of(config: RunConfig, previous: Path | None, stage: StageConfig) -> Checkpoint | None:
     """The checkpoint that ended the stage before; None for a first stage. Raises ValueError if it is not finished."""
     if previous is None:
         return None
@@ -34,7 +56,15 @@ def last_of(previous: Path | None, stage: StageConfig) -> Checkpoint | None:
             f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in "
             f"{previous}; train that stage first"
         )
+    _compare(identity(yaml.safe_load(found.config_text)), identity(yaml.safe_load(dump_config(config))), found)
     return found
+
+
+def identity(values: dict[str, Any]) -> dict[str, Any]:
+    """What makes a run the run it is, in every stage: seed, model and chat format."""
+    how = ("attention", "gradient_checkpointing")
+    llm = {k: v for k, v in values["model"]["llm"].items() if k not in how}
+    return {"seed": values["seed"], "model": {**values["model"], "llm": llm}, "chat": values["chat"]}
 
 
 def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:
@@ -45,18 +75,23 @@ def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -
         kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
         # How packs are joined changes neither the plan nor the gradient, and follows the number of ranks.
         kept["batch"] = {k: v for k, v in kept.get("batch", {}).items() if k != "packs_per_micro_batch"}
-        return {"seed": values["seed"], "model": values["model"], "chat": values["chat"], "stage": kept}
+        # Where shards lie and how attention is computed may change; what is in them is checked by its hash.
+        kept["data"] = [{k: v for k, v in source.items() if k != "shards"} for source in kept.get("data", [])]
+        return {"stage": kept, **identity(values)}
 
-    old = _flat(relevant(yaml.safe_load(resumed.config_text)))
-    new = _flat(relevant(yaml.safe_load(dump_config(config))))
+    _compare(relevant(yaml.safe_load(resumed.config_text)), relevant(yaml.safe_load(dump_config(config))), resumed)
+
+
+def _compare(old: dict[str, Any], new: dict[str, Any], checkpoint: Checkpoint) -> None:
+    before, now = _flat(old), _flat(new)
     changed = [
-        f"{key}: was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
     ]
     if changed:
         raise CheckpointError(
-            f"{resumed.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"
+            f"{checkpoint.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"
             "Give the run another name (run=...), or change these back to continue it"
         )
 
@@ -64,6 +99,8 @@ def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(values, dict):
         return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{prefix}{name}.").items()}
+    if isinstance(values, list):
+        return {k: v for i, inner in enumerate(values) for k, v in _flat(inner, f"{prefix}{i}.").items()}
     return {prefix.rstrip("."): values}
 
 

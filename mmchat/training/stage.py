@@ -26,7 +26,7 @@ from mmchat.config import RunConfig, StageConfig, dump_config
 from mmchat.data.build import build_template
 from mmchat.data.loader import Loader, Step
 from mmchat.data.mixture import Mixture
-from mmchat.models.parts import names_in
+from mmchat.models.parts import names_in, part_of
 from mmchat.models.probe import probe_logits
 from mmchat.training.engine import Engine, gather, partition
 from mmchat.training.flops import FlopCounter, peak_flops
@@ -80,10 +80,10 @@ def train_stage(
     resumed = newest(folder)
     if resumed is not None:
         check_same_run(config, stage, resumed)
-        if resumed.step >= stage.steps and not preflight_only:
+        if resumed.step >= stage.steps:
             _say(stage, f"done already: {resumed.folder}")
             return True
-    start = resumed or last_of(previous, stage)
+    start = resumed or last_of(config, previous, stage)
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data)
 
@@ -111,7 +111,8 @@ def train_stage(
     preflight(config, stage, engine, parts, template, mixture, loader, log)
     engine.set_masters(weights)
     # What an earlier stage trained and this one leaves frozen is saved again as it was, in its full precision.
-    frozen = {name: value for name, value in weights.items() if name not in engine.trained}
+    learning = {part.name for part in parts if part.rate}
+    frozen = {name: value for name, value in weights.items() if part_of(name, is_full) not in learning}
     del weights
     if resumed is not None:
         engine.set_moments(resumed.moments(), step)
