@@ -43,12 +43,10 @@ def main() -> int:
         stop, previous = StopRequest(), None
         claimed = claim(config.folder)
         for stage in config.stages:
-            if arguments.stage in (None, stage.name) and not train_stage(
-                config, stage, previous, stop, arguments.preflight
-            ):
-                return 0
-            if arguments.preflight:
-                return 0
+            if arguments.stage in (None, stage.name):
+                outcome = train_stage(config, stage, previous, stop, arguments.preflight)
+                if outcome != "done":
+                    break
             previous = config.folder / stage.name
         del claimed
         return 0

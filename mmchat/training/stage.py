@@ -9,7 +9,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -66,13 +66,14 @@ def train_stage(
     previous: Path | None,
     stop: StopRequest,
     preflight_only: bool = False,
-) -> bool:
+) -> Literal["done", "stopped", "rehearsed"]:
     """Trains one stage, or continues it, or finds it done.
 
     Args:
         previous: folder of the stage before it, whose last checkpoint it starts from.
     Returns:
-        False where a stop was requested before the last step.
+        "done" (now or before), "stopped" where a stop was requested before the last step, or "rehearsed" after a
+        preflight alone.
     Raises:
         ValueError: the configuration, the data or a checkpoint cannot be used.
     """
@@ -82,7 +83,7 @@ def train_stage(
         check_same_run(config, stage, resumed)
         if resumed.step >= stage.steps:
             _say(stage, f"done already: {resumed.folder}")
-            return True
+            return "done"
     start = resumed or last_of(config, previous, stage)
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data)
@@ -120,14 +121,14 @@ def train_stage(
     if preflight_only:
         log.close()
         engine.close()
-        return True
+        return "rehearsed"
 
     trainer = _Loop(config, stage, engine, loader, log, held, frozen, resumed)
     del start, resumed
     finished = trainer.run(step, stop)
     log.close()
     engine.close()
-    return finished
+    return "done" if finished else "stopped"
 
 
 class _Loop:
