@@ -95,7 +95,8 @@ class ModelConfig(Schema):
         connectors: dict[str, Connector] = {}
         shared: dict[str, str] = {}
         for modality, entry in self.modalities.entries().items():
-            encoder = entry.build_encoder()
+            with _seeded(seed, f"encoders.{modality}"):  # an encoder without weights starts at random too
+                encoder = entry.build_encoder()
             if encoder is None:
                 if "image" not in encoders:
                     raise ValueError("model.modalities.video.encoder: shared needs model.modalities.image")

@@ -103,6 +103,22 @@ def test_every_damage_is_named(tmp_path, name, damage):
         newest(tmp_path)
 
 
+def test_every_flipped_bit_of_the_manifest_is_noticed(tmp_path):
+    path = _write(tmp_path, 1) / "manifest.json"
+    data = path.read_bytes()
+    for place in range(0, len(data), 7):
+        damaged = bytearray(data)
+        damaged[place] ^= 4
+        path.write_bytes(bytes(damaged))
+        try:
+            open_checkpoint(path.parent)
+        except CheckpointError:
+            continue
+        import json
+
+        assert json.loads(bytes(damaged)) == json.loads(data), place  # white space
+
+
 def test_weights_of_another_architecture_list_every_difference(tmp_path):
     model = nn.Linear(2, 3)
     weights = {"weight": torch.zeros(3, 4), "extra": torch.zeros(1)}

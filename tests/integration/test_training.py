@@ -142,3 +142,65 @@ def test_bfloat16_with_masters_resumes_bitwise(tiny_folder, tmp_path):
     _assert_bitwise(tmp_path / "broken", tmp_path / "whole", "align")
     losses = [line["loss"] for line in runs.log(tmp_path / "whole", "align")]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("fusion", ["{kind: late, num_heads: 4}", "{kind: full}", "{kind: lora, rank: 2}"])
+def test_every_kind_of_fusion_trains_resumes_and_hands_over(tiny_folder, tmp_path, fusion):
+    both = [f"stages.{stage}.train={{connectors: 1.0e-3, fusion: 1.0e-3}}" for stage in ("align", "instruct")]
+    overrides = (f"model.fusion={fusion}", *both, "log.every=1", "stages.instruct.steps=4")
+    process = runs.start(tmp_path, *overrides)
+    runs.kill_at(process, "step 7/10")
+    runs.train(tmp_path, *overrides)
+    losses = [line["loss"] for line in runs.log(tmp_path, "align")]
+    assert losses[-1] < losses[0] and len(runs.log(tmp_path, "instruct")) == 4
+
+
+def test_late_fusion_without_its_layer_is_refused_with_the_reason(tiny_folder, tmp_path):
+    done = runs.train(tmp_path, "model.fusion={kind: late, num_heads: 4}", check=False)
+    assert done.returncode == 1 and "name `fusion` in this stage's train table" in done.stderr
+
+
+def test_an_encoder_with_batch_norms_trains_and_resumes_bitwise(tiny_folder, tmp_path):
+    encoder = "{kind: timm, model: test_efficientnet, pretrained: false, image_size: 64}"
+    overrides = (
+        f"model.modalities.image.encoder={encoder}", "stages.align.train={connectors: 1.0e-3, encoders.image: 1.0e-3}",
+        "log.every=1", "--stage", "align",
+    )  # fmt: skip
+    runs.train(tmp_path / "whole", *overrides)
+    runs.kill_at(runs.start(tmp_path / "broken", *overrides), "step 7/10")
+    runs.train(tmp_path / "broken", *overrides)
+    _assert_bitwise(tmp_path / "broken", tmp_path / "whole", "align")
+    assert any("running_mean" in name for name in _weights(tmp_path / "whole"))
+
+
+def test_two_processes_do_not_train_in_one_folder(tiny_folder, tmp_path):
+    first = runs.start(tmp_path, "log.every=1", "stages.align.steps=2000")
+    assert first.stdout is not None
+    for line in first.stdout:
+        if "step 1/" in line:
+            break
+    second = runs.train(tmp_path, check=False)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1 and "another process is training in" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_preflight_goes_to_the_first_unfinished_stage(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "tiny/instruct")
+    done = runs.train(tmp_path, "--preflight")
+    assert "align      done already" in done.stdout and "instruct   preflight: largest" in done.stdout
+
+
+def test_a_stage_does_not_start_from_another_configurations_stage(reference, tmp_path):
+    shutil.copytree(reference, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "tiny/instruct")
+    done = runs.train(tmp_path, "--stage", "instruct", "chat.format=vicuna", check=False)
+    assert done.returncode == 1 and "chat.format: was 'auto', is 'vicuna'" in done.stderr
+
+
+def test_adapter_dropout_does_not_trouble_the_preflight(tiny_folder, tmp_path):
+    always = "model.fusion.adapter_dropout={image: 1.0, video: 1.0, audio: 1.0}"
+    done = runs.train(tmp_path, always, "stages.align.train={connectors: 1.0e-3, fusion: 1.0e-3}", "--preflight")
+    assert "preflight: largest" in done.stdout

@@ -135,6 +135,21 @@ def test_an_unusable_picture_leaves_the_conversation_as_it_was(tiny_folder):
     assert "".join(session.ask(("More?",))) == "".join(again.ask(("More?",)))
 
 
+def test_a_failed_question_leaves_no_pixels_behind(tiny_folder):
+    """Python gives a freed object's id to the next one: what was decoded must not be found by it."""
+    loaded = _loaded(models.config())
+    rng = random.Random(3)
+    for _ in range(20):
+        session = ChatSession(loaded, Decoding(max_new_tokens=2))
+        with pytest.raises(SampleError):
+            list(session.ask((MediaRef("image", tiny.picture("red", rng)), MediaRef("image", b"bad"), "q")))
+        fresh = MediaRef("image", tiny.picture("blue", rng))
+        list(session.ask((fresh, "q")))
+        (ref, tensor), *_ = session._decoded
+        expected = load_media(loaded.template.render(Conversation((Turn("user", (fresh, "q")),))), loaded.template)[0]
+        assert ref is fresh and torch.equal(tensor, expected)
+
+
 @pytest.mark.parametrize("kind", ["gemma3", "gpt2"])
 def test_other_llms_turn_by_turn(tiny_folder, tmp_path, kind):
     """Gemma's sliding windows forget what a cut cache would need."""

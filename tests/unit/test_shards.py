@@ -384,3 +384,26 @@ def test_expand_shards(tmp_path: Path) -> None:
     for empty in ([], "pipe:cat x.tar"):
         with pytest.raises(ValueError, match=r"no (such )?shards"):
             expand_shards(empty)
+
+
+def test_keys_that_are_not_ascii_come_back(tmp_path):
+    """Their names take more than one tar header, which moves all offsets after them."""
+    keys = ["a", "na\u00efve_\u6f22", "b", "c"]
+    records = [Record(key, {"caption": key}, (MediaRef("image", jpeg()),)) for key in keys]
+    (path,) = write_shards(records, tmp_path / "out").shards
+    shard = Shard(path)
+    found = [shard.record(i) for i in range(4)]
+    assert [record.key for record in found] == [record.facts["caption"] for record in found] == keys
+    assert all(record.media[0].read() == jpeg() for record in found)
+
+
+def test_a_damaged_index_line_is_one_bad_sample(tmp_path):
+    (path,) = write_shards([Record(k, {"caption": k}) for k in "abc"], tmp_path / "out").shards
+    index = index_path(path)
+    lines = index.read_bytes().splitlines(keepends=True)
+    lines[2] = b"x" * (len(lines[2]) - 1) + b"\n"
+    index.write_bytes(b"".join(lines))
+    shard = Shard(path)
+    assert shard.record(0).key == "a" and shard.record(2).key == "c"
+    with pytest.raises(SampleError, match=r"damaged index.*index_shards\.py"):
+        shard.record(1)
