@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -189,22 +190,26 @@ def test_a_flipped_byte(trained, tmp_path, name):
     _refused(done, name, "is damaged", "continues from the checkpoint before it")
 
 
+def _forge_config(folder: Path, change) -> None:
+    """Another configuration in a checkpoint, with the hashes that go with it."""
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    change(values["model"])
+    text = yaml.safe_dump(values).encode()
+    (folder / "config.yaml").write_bytes(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["config.yaml"] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+    del manifest["sha256"]
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_a_checkpoint_of_another_architecture(trained, tmp_path):
     folder = _copy(trained, tmp_path)
-    changed = ("stages.align.steps=2", "stages.instruct.steps=2", "model.fusion.rank=2")
+    changed = ("stages.align.steps=4", "stages.instruct.steps=2", "model.fusion.rank=2")
     _refused(runs.train(folder, *changed, check=False), "another configuration", "model.fusion.rank: was 4, is 2")
     (last,) = checkpoints_in(folder / "tiny" / "instruct")
-    values = yaml.safe_load((last / "config.yaml").read_text())
-    values["model"]["fusion"]["rank"] = 2
-    manifest = json.loads((last / "manifest.json").read_text())
-    text = yaml.safe_dump(values).encode()
-    (last / "config.yaml").write_bytes(text)
-    import hashlib
-
-    manifest["files"]["config.yaml"] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    (last / "manifest.json").write_text(json.dumps(manifest))
-    done = _infer("chat", str(last), "--ask", "x")
-    _refused(done, "another architecture", "shape of llm", "wanted (6,")
+    _forge_config(last, lambda model: model["fusion"].update(rank=2))
+    _refused(_infer("chat", str(last), "--ask", "x"), "another architecture", "shape of llm", "wanted (6,")
 
 
 def test_another_base_model_under_the_same_name(trained, tmp_path):
@@ -212,15 +217,7 @@ def test_another_base_model_under_the_same_name(trained, tmp_path):
     folder = _copy(trained, tmp_path / "run")
     (last,) = checkpoints_in(folder / "tiny" / "instruct")
     other = tiny.build_llm(tmp_path / "llm", seed=1)
-    values = yaml.safe_load((last / "config.yaml").read_text())
-    values["model"]["llm"]["pretrained"] = str(other)
-    text = yaml.safe_dump(values).encode()
-    import hashlib
-
-    manifest = json.loads((last / "manifest.json").read_text())
-    manifest["files"]["config.yaml"] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    (last / "config.yaml").write_bytes(text)
-    (last / "manifest.json").write_text(json.dumps(manifest))
+    _forge_config(last, lambda model: model["llm"].update(pretrained=str(other)))
     _refused(_infer("chat", str(last), "--ask", "x"), "does not answer the stored probe")
 
 
