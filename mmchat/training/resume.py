@@ -34,7 +34,7 @@ def claim(folder: Path) -> Any:
     failure, lock = "", None
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / ".lock").open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
