@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.make_shards import media_header, print_problems, with_progress
-from mmchat.data.shards import ShardReport, expand_shards, index_shard
+from mmchat.data.shard_index import ShardReport, index_shard
+from mmchat.data.shards import expand_shards
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

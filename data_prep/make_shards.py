@@ -14,7 +14,8 @@ from typing import TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mmchat.conversation import MediaHeader, Modality
-from mmchat.data.shards import ShardReport, write_shards
+from mmchat.data.shard_index import ShardReport
+from mmchat.data.shard_writer import write_shards
 from mmchat.errors import SampleError
 from mmchat.modalities.image import ImageConfig, ImagePreprocess
 from mmchat.modalities.image_encoders import ImageSpec

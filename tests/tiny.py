@@ -199,7 +199,7 @@ def records(count: int, seed: int = 0) -> list[Record]:
 def build_all(folder: Path = FOLDER, num_records: int = 60) -> Path:
     """Everything that configs/tiny.yaml names."""
     from data_prep.make_shards import media_header
-    from mmchat.data.shards import write_shards
+    from mmchat.data.shard_writer import write_shards
 
     for name, build in (("llm", build_llm), ("clip", build_clip), ("whisper", build_whisper)):
         if not (folder / name / "config.json").exists():

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmchat.conversation import MediaHeader, MediaRef, Modality, Record, StoredBytes
-from mmchat.data.shards import Shard, expand_shards, index_path, index_shard, write_shards
+from mmchat.data.shard_index import index_shard
+from mmchat.data.shard_writer import write_shards
+from mmchat.data.shards import Shard, expand_shards, index_path
 from mmchat.errors import SampleError
 
 

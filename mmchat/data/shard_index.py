@@ -1,0 +1,234 @@
+"""The index of a shard: made for foreign tars from their member headers; nothing is extracted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmchat.conversation import MODALITIES, MediaHeader, Modality
+from mmchat.data.shards import (
+    ALLOWED_TYPES,
+    FORMAT,
+    MAX_JSON_BYTES,
+    MAX_MEMBER_BYTES,
+    MODALITY_BY_TYPE,
+    PICKLE_TYPES,
+    facts_suffix,
+    index_path,
+    num_characters,
+    parse_facts,
+    refuse_pickles,
+    type_of,
+)
+from mmchat.errors import SampleError
+
+HeaderOf = Callable[[Modality, bytes], MediaHeader]
+
+TAR_BLOCK = 512
+_NAME = re.compile(r"((?:[^/]+/)*[^/.]+)\.([^/]+)")  # webdataset's rule: the suffix starts at the first dot
+
+
+@dataclass
+class ShardReport:
+    """What was written or indexed, and what was not, counted by reason with a few examples each."""
+
+    shards: list[Path] = field(default_factory=list)
+    num_samples: int = 0
+    num_bytes: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add_problem(self, error: SampleError) -> None:
+        self.problems[error.reason] += 1
+        examples = self.examples.setdefault(error.reason, [])
+        if len(examples) < 3:
+            examples.append(error.detail)
+
+    def merge(self, other: ShardReport) -> None:
+        self.shards += other.shards
+        self.num_samples += other.num_samples
+        self.num_bytes += other.num_bytes
+        self.problems += other.problems
+        for reason, examples in other.examples.items():
+            self.examples[reason] = (self.examples.get(reason, []) + examples)[:3]
+
+
+def index_shard(path: Path, header_of: HeaderOf | None = None) -> ShardReport:
+    """Makes the index of any webdataset tar, from its member headers; nothing is extracted.
+
+    Members of one key are joined wherever they lie. Links, devices and names that leave the folder are left
+    out and reported. A sample that cannot be used stays in the index with its problem, so that it is refused
+    with the reason whenever it is met, and is reported.
+
+    Raises ValueError, and leaves no index, where the file is not a whole, plain tar.
+    """
+    report = ShardReport([path])
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    doubled: dict[str, str] = {}
+    for member in _tar_members(path):
+        if member.isdir():
+            continue
+        where = f"{path}: {member.name!r} at byte {member.offset}"
+        try:
+            if not member.isreg() or member.issparse():
+                raise SampleError("not a plain file", f"{where} is a link, a device or sparse")
+            split = _split_name(member.name, where)
+        except SampleError as error:
+            report.add_problem(error)
+            continue
+        if split is None or type_of(split[1]) not in ALLOWED_TYPES | PICKLE_TYPES:
+            continue
+        key, suffix = split
+        members = samples.setdefault(key, {})
+        if suffix in members:
+            doubled[key] = suffix
+        members[suffix] = (member.offset_data, member.size)
+
+    lines = []
+    with open(path, "rb") as file:
+        for key, members in samples.items():
+            line: dict[str, Any] = {"key": key, "members": members, "media": [], "num_characters": 0}
+            try:
+                if key in doubled:
+                    raise SampleError("duplicate member", f"{key} has {doubled[key]!r} more than once")
+                line["media"], line["num_characters"] = _describe(file, key, members, header_of)
+            except SampleError as error:
+                line["problem"] = [error.reason, error.detail]  # without the path: shards are moved
+                report.add_problem(SampleError(error.reason, f"{path}: {error.detail}"))
+            lines.append(line)
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    report.num_samples = len(lines)
+    report.num_bytes = path.stat().st_size
+    write_index(path, report.num_bytes, sha256, lines)
+    return report
+
+
+def _describe(
+    file: BinaryIO, key: str, members: dict[str, tuple[int, int]], header_of: HeaderOf | None
+) -> tuple[list[dict[str, Any]], int]:
+    """What the index says of a foreign sample: its media, and characters of text. Raises SampleError."""
+
+    def read(suffix: str, limit: int) -> bytes:
+        offset, size = members[suffix]
+        if size > limit:
+            raise SampleError("member too large", f"{key}.{suffix} has {size} bytes, the limit is {limit}")
+        file.seek(offset)
+        return file.read(size)
+
+    refuse_pickles(members, key)
+    suffix = facts_suffix(members, key)
+    facts = parse_facts(read(suffix, MAX_JSON_BYTES), suffix, key)
+    listed = facts.pop("media", None)
+    if listed is None:
+        listed = [
+            {"modality": MODALITY_BY_TYPE[type_of(member)], "member": member}
+            for member in sorted(members, key=_natural_order)
+            if type_of(member) in MODALITY_BY_TYPE
+        ]
+    media = []
+    for item in _checked_media(listed, members, key):
+        header = None
+        if header_of is not None and item["member"] is not None:
+            data = read(item["member"], MAX_MEMBER_BYTES)
+            header = read_header(header_of, item["modality"], data, f"{key}.{item['member']}")
+        media.append(media_line(item, header))
+    return media, num_characters(facts)
+
+
+def _checked_media(listed: Any, members: Iterable[str], where: str) -> list[dict[str, Any]]:
+    if not isinstance(listed, list):
+        raise SampleError("unreadable media list", f"{where}: the fact 'media' is {type(listed).__name__}, not a list")
+    for item in listed:
+        if not isinstance(item, dict) or item.keys() != {"modality", "member"} or item["modality"] not in MODALITIES:
+            raise SampleError(
+                "unreadable media list",
+                f'{where}: wanted {{"modality": ..., "member": ...}}, found {item!r:.200}',
+            )
+        if item["member"] is not None and item["member"] not in members:
+            raise SampleError("missing member", f"{where} names {item['member']!r:.200}, which the shard lacks")
+    return listed
+
+
+def media_line(item: dict[str, Any], header: MediaHeader | None) -> dict[str, Any]:
+    known = {} if header is None else {name: x for name, x in asdict(header).items() if x is not None}
+    return {"modality": item["modality"], "member": item["member"], **known}
+
+
+def read_header(header_of: HeaderOf, modality: Modality, data: bytes, where: str) -> MediaHeader:
+    try:
+        return header_of(modality, data)
+    except SampleError as error:
+        raise SampleError(error.reason, f"{where}: {error.detail}") from error
+
+
+def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Every member header of a plain tar. Raises ValueError if it is compressed, cut short or damaged."""
+    with open(path, "rb") as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                    if member.size < 0:
+                        raise tarfile.ReadError("a member of negative size")  # tarfile would walk in circles
+                    yield member
+                end = tar.offset
+        except Exception as error:  # on damaged headers tarfile raises whatever its parsers stumble over
+            if path.stat().st_size == 0:
+                raise ValueError(f"{path} is empty") from error
+            raise ValueError(
+                f"{path}: {type(error).__name__}, {error}. It is cut short, damaged or compressed: "
+                "fetch it again, or decompress it (members are read by offset)"
+            ) from error
+        # tarfile takes the end of the file, or a damaged header, for the end of the archive without a word.
+        file.seek(end)
+        if file.read(2 * TAR_BLOCK) != bytes(2 * TAR_BLOCK):
+            raise ValueError(
+                f"{path}: no end-of-archive mark at byte {end}: the tar was cut off between two members, or "
+                "the header there is damaged. Fetch it again"
+            )
+        while tail := file.read(2**20):
+            if tail.count(0) != len(tail):
+                raise ValueError(f"{path}: there is data behind the end of the archive at byte {end}; was it joined?")
+
+
+def _split_name(name: str, where: str) -> tuple[str, str] | None:
+    """Key and suffix of a member name, None where it has none. Raises SampleError for path tricks."""
+    name = name.removeprefix("./")
+    if name.startswith("/") or "\\" in name or ".." in name.split("/") or not name.isprintable():
+        raise SampleError("unsafe name", f"{where} leaves the folder, or has characters that names should not have")
+    match = _NAME.fullmatch(name)
+    return (match[1], match[2].lower()) if match else None
+
+
+def _natural_order(suffix: str) -> list[tuple[int, str]]:
+    """ "2.jpg" before "10.jpg"."""
+    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d*)(\D*)", suffix)]
+
+
+def padded(size: int) -> int:
+    return -(-size // TAR_BLOCK) * TAR_BLOCK
+
+
+def write_index(shard: Path, shard_bytes: int, sha256: str, lines: list[dict[str, Any]]) -> None:
+    path = index_path(shard)
+    partial = path.with_name(f".{path.name}.partial")
+    header = {"format": FORMAT, "shard_bytes": shard_bytes, "num_samples": len(lines), "sha256": sha256}
+    with open(partial, "wb") as file:
+        for line in (header, *lines):
+            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        sync(file)
+    os.replace(partial, path)
+
+
+def sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,225 @@
+"""Writing shards: plain webdataset tars, each with its index; the same samples give the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from webdataset import TarWriter
+
+from mmchat.conversation import MediaRef, Record, StoredBytes
+from mmchat.data.shard_index import (
+    TAR_BLOCK,
+    HeaderOf,
+    ShardReport,
+    media_line,
+    padded,
+    read_header,
+    sync,
+    write_index,
+)
+from mmchat.data.shards import MAX_MEMBER_BYTES, MODALITY_BY_TYPE, num_characters, parse_facts
+from mmchat.errors import SampleError
+
+_KEY = re.compile(r"(?!__)[\w-]+(?:/(?!__)[\w-]+)*")  # webdataset skips names that start with two underscores
+_MAX_KEY_BYTES = 80  # a ustar name holds 100, suffix included
+
+
+def write_shards(
+    samples: Iterable[Record | SampleError],
+    out: Path,
+    samples_per_shard: int = 1000,
+    max_shard_bytes: int = 512 * 2**20,
+    header_of: HeaderOf | None = None,
+) -> ShardReport:
+    """Writes `out/000000.tar`, `out/000001.tar`, ... and their indexes; the same samples give the same bytes.
+
+    A shard ends before the sample that would make it hold more than `samples_per_shard` samples or
+    `max_shard_bytes` bytes; a larger sample gets a shard of its own. Each shard appears under its name only
+    when it is whole. A SampleError among the samples, or a sample that cannot be stored, is counted in the
+    report's problems.
+
+    Args:
+        header_of: reads the header facts for the index; it raises SampleError for media that are not usable.
+
+    Raises ValueError where `out` already has shards.
+    """
+    if samples_per_shard < 1 or max_shard_bytes < 1:
+        raise ValueError("a shard must hold at least one sample and one byte")
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.glob("*.tar")):
+        raise ValueError(f"{out} already has shards; name an empty folder, or remove them first")
+    report = ShardReport()
+    writer: _ShardWriter | None = None
+    try:
+        for sample in samples:
+            try:
+                if isinstance(sample, SampleError):
+                    raise sample
+                encoded = _encode(sample, header_of)
+                if writer is not None and sample.key in writer.entries:
+                    raise SampleError("duplicate key", f"{sample.key!r} is already in {writer.path.name}")
+            except SampleError as error:
+                report.add_problem(error)
+                continue
+            if writer is not None and (
+                len(writer.entries) >= samples_per_shard or writer.num_bytes + encoded.tar_bytes > max_shard_bytes
+            ):
+                report.merge(writer.close())
+                writer = None
+            if writer is None:
+                writer = _ShardWriter(out / f"{len(report.shards):06d}.tar")
+            writer.add(encoded)
+        if writer is not None:
+            report.merge(writer.close())
+            writer = None
+    finally:
+        if writer is not None:
+            writer.discard()
+    return report
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A sample as it will be stored: members by suffix, and what the index says of it."""
+
+    key: str
+    members: dict[str, bytes]
+    media: list[dict[str, Any]]
+    num_characters: int
+
+    @property
+    def tar_bytes(self) -> int:
+        return sum(TAR_BLOCK + padded(len(data)) for data in self.members.values())
+
+
+class _ShardWriter:
+    """One shard while it is written, under a hidden name; `close` makes it and its index visible."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.num_bytes = 0
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._hash = hashlib.sha256()
+        self._file = open(self.partial, "wb")  # noqa: SIM115 -- closed by close() or discard()
+        # A fixed time and owner: the same samples give the same bytes.
+        self._tar = TarWriter(self, user="", group="", mtime=0, encoder=False)
+
+    def write(self, data: bytes) -> int:
+        """The tar stream ends here: hashed on its way to the file."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def add(self, sample: _Encoded) -> None:
+        members = {}
+        for suffix, data in sorted(sample.members.items()):  # TarWriter's own order
+            self._tar.write({"__key__": sample.key, suffix: data})
+            # Counted from the end: a name that is not ASCII has more than one header block before its data.
+            self.num_bytes = self._tar.tarstream.offset
+            members[suffix] = (self.num_bytes - padded(len(data)), len(data))
+        self.entries[sample.key] = {
+            "key": sample.key,
+            "members": members,
+            "media": sample.media,
+            "num_characters": sample.num_characters,
+        }
+
+    def close(self) -> ShardReport:
+        self._tar.close()
+        sync(self._file)
+        self._file.close()
+        num_bytes = self.partial.stat().st_size
+        # The index first: a shard is never seen without one.
+        write_index(self.path, num_bytes, self._hash.hexdigest(), list(self.entries.values()))
+        os.replace(self.partial, self.path)
+        return ShardReport([self.path], len(self.entries), num_bytes)
+
+    def discard(self) -> None:
+        with contextlib.suppress(OSError):  # it writes its end, and the disk may be full
+            self._tar.close()
+        self._file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+def _encode(record: Record, header_of: HeaderOf | None) -> _Encoded:
+    """Raises SampleError for a record that cannot be stored."""
+    if not _KEY.fullmatch(record.key) or len(record.key.encode()) > _MAX_KEY_BYTES:
+        raise SampleError(
+            "unsafe key",
+            f"{record.key!r}: a key has letters, digits, _, - and inner /, at most {_MAX_KEY_BYTES} bytes",
+        )
+    if "media" in record.facts:
+        raise SampleError("reserved fact", f"{record.key}: the fact 'media' is written by the shard itself")
+    members: dict[str, bytes] = {}
+    listed: list[dict[str, Any]] = []
+    media: list[dict[str, Any]] = []
+    for i, item in enumerate(record.media):
+        named: dict[str, Any] = {"modality": item.modality, "member": None}
+        header = item.header
+        if item.data is not None:
+            where = f"{record.key}: {item.modality} {i}"
+            if isinstance(item.data, StoredBytes):
+                where += f", {item.data.path}"
+            data = _read_media(item, where)
+            named["member"] = f"{i}.{_media_type(item, data, where)}"
+            members[named["member"]] = data
+            if header_of is not None:
+                header = read_header(header_of, item.modality, data, where)
+        listed.append(named)
+        media.append(media_line(named, header))
+    facts = {"media": listed, **record.facts} if listed else record.facts
+    try:
+        text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        members["json"] = text.encode()
+    except (ValueError, TypeError, RecursionError) as error:  # a NaN, a lone surrogate, not JSON
+        raise SampleError("unwritable facts", f"{record.key}: {error}") from error
+    parsed = parse_facts(members["json"], "json", record.key)  # what is written can be read
+    parsed.pop("media", None)
+    return _Encoded(record.key, members, media, num_characters(parsed))
+
+
+def _read_media(item: MediaRef, where: str) -> bytes:
+    size = item.data.size if isinstance(item.data, StoredBytes) else len(item.data or b"")
+    if size > MAX_MEMBER_BYTES:
+        raise SampleError("media too large", f"{where} has {size} bytes, the limit is {MAX_MEMBER_BYTES}")
+    try:
+        return item.read()
+    except OSError as error:
+        raise SampleError("unreadable media", f"{where}: {error}") from error
+
+
+def _media_type(item: MediaRef, data: bytes, where: str) -> str:
+    """File type by the first bytes, since names lie; by the name where those say nothing."""
+    brand = data[8:12]
+    if data[:4] == b"RIFF" and brand in (b"WEBP", b"WAVE", b"AVI "):
+        return {b"WEBP": "webp", b"WAVE": "wav", b"AVI ": "avi"}[brand]
+    if data[4:8] == b"ftyp":
+        return {b"qt  ": "mov", b"M4A ": "m4a"}.get(brand, "mp4")
+    if data[:4] == b"OggS":
+        return "opus" if b"OpusHead" in data[:64] else "ogg"
+    if data[:4] == b"\x1a\x45\xdf\xa3":
+        return "webm" if b"webm" in data[:64] else "mkv"
+    for magic, type_ in (
+        (b"\xff\xd8\xff", "jpg"),
+        (b"\x89PNG", "png"),
+        (b"GIF8", "gif"),
+        (b"II*\0", "tif"),
+        (b"MM\0*", "tif"),
+        (b"fLaC", "flac"),
+        (b"ID3", "mp3"),
+        (b"BM", "bmp"),
+    ):
+        if data.startswith(magic):
+            return type_
+    suffix = Path(item.data.path).suffix[1:].lower() if isinstance(item.data, StoredBytes) else ""
+    if MODALITY_BY_TYPE.get(suffix) == item.modality:
+        return suffix
+    raise SampleError("unknown media type", f"{where} starts with {data[:12]!r}, no type that shards store")
