@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +14,15 @@ from typing import TypeVar
 # A script sees its own folder only: what runs is the checkout that it lies in, installed or not.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mmchat.conversation import MediaHeader, Modality
+from mmchat.conversation import MediaHeader, Modality, Record
 from mmchat.data.shard_index import ShardReport
 from mmchat.data.shard_writer import write_shards
 from mmchat.errors import SampleError
 from mmchat.modalities.image import ImageConfig, ImagePreprocess
 from mmchat.modalities.image_encoders import ImageSpec
 from mmchat.modalities.sandbox import Sandbox, SandboxLimits
+from mmchat.sources import choose_source, read_source
+from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
 
 T = TypeVar("T")
@@ -37,15 +40,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the annotation file, or the folder it lies in")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards; must hold none yet")
     parser.add_argument("--split", default="train", help="which split of a folder (default: %(default)s)")
+    parser.add_argument("--format", metavar="NAME", help="format of SOURCE (default: told by its files)")
+    parser.add_argument(
+        "--media",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a folder or archive that media paths may be relative to; may be repeated",
+    )
     parser.add_argument("--samples-per-shard", type=int, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument("--max-shard-mb", type=float, default=512, metavar="M", help="default: %(default)s")
     args = parser.parse_args(arguments)
 
     start = time.monotonic()
     try:
-        records = TASKS[args.task].records(args.source, args.split)
+        files = Files(args.source, args.media, args.out / ".work")
+        name = choose_source(args.task, files, args.split, args.format)
+        records = read_source(name, files, args.split)
         report = write_shards(
-            with_progress(records, "samples"),
+            with_progress(phrasable(records, args.task), "samples"),
             args.out,
             args.samples_per_shard,
             int(args.max_shard_mb * 1e6),
@@ -68,6 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"make_shards: no sample of {args.source} could be written", file=sys.stderr)
         return 1
     return 0
+
+
+def phrasable(records: Iterable[Record | SampleError], task: str) -> Iterator[Record | SampleError]:
+    """The records; one that the task cannot phrase is not worth storing, and comes as the error."""
+    for record in records:
+        try:
+            if isinstance(record, Record):
+                TASKS[task].conversation(record, random.Random(0))
+            yield record
+        except SampleError as error:
+            yield error
 
 
 def media_header(modality: Modality, data: bytes) -> MediaHeader:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 from mmchat.conversation import Conversation, Record
-from mmchat.errors import SampleError
 
 
 class Task(Protocol):
     """Phrases a task's facts and scores its answers."""
-
-    def records(self, source: Path, split: str) -> Iterator[Record | SampleError]:
-        """Offline: reads a public format. What cannot be used is yielded as the SampleError that says why."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
         """In loader workers: phrases the facts. Raises SampleError for facts that cannot be phrased."""

@@ -6,18 +6,13 @@ Facts: {"caption": "..."} or {"captions": ["...", ...]}, and optionally "objects
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from mmchat.conversation import MODALITIES, Conversation, Modality, Record, Turn
 from mmchat.errors import SampleError
-from mmchat.tasks.rows import find_file, given_media, read_rows
 from mmchat.tasks.text_score import references, score_texts
-
-_FACTS: tuple[str, ...] = ("caption", "captions", "objects")
 
 PROMPTS: dict[Modality, tuple[str, ...]] = {
     "image": (
@@ -43,24 +38,7 @@ PROMPTS: dict[Modality, tuple[str, ...]] = {
 
 
 class Caption:
-    """Reads lines of {"image" | "video" | "audio": path, "caption" | "captions", "objects"}."""
-
-    def records(self, source: Path, split: str) -> Iterator[Record | SampleError]:
-        """Rows of a .jsonl file, or of a folder with SPLIT/captions.jsonl. Raises ValueError for neither."""
-        file, roots = find_file(source, [f"{split}/captions.jsonl"])
-        for number, row in enumerate(read_rows(file)):
-            if isinstance(row, SampleError):
-                yield row
-                continue
-            try:
-                facts = {name: row[name] for name in _FACTS if row.get(name) is not None}
-                media = itertools.chain.from_iterable(given_media(row, roots).values())
-                record = Record(f"{number:08d}", facts, tuple(media))
-                self.conversation(record, random.Random(0))  # what cannot be phrased is not worth storing
-                _check_objects(facts.get("objects", []))
-                yield record
-            except SampleError as error:
-                yield SampleError(error.reason, f"{file.name} row {number}: {error.detail}")
+    """One prompt, one caption."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
         """One prompt about the media, answered with one of the captions."""
@@ -86,12 +64,3 @@ def _captions(record: Record) -> list[str]:
             "no caption", f"{record.key}: wanted text under 'caption' or 'captions', found {found!r:.200}"
         )
     return found
-
-
-def _check_objects(objects: Any) -> None:
-    """Raises SampleError where `objects` is not a list of labels with boxes."""
-    for thing in objects if isinstance(objects, list) else [objects]:
-        match thing:
-            case {"label": str(), "box": [_, _, _, _] as box} if all(isinstance(x, int | float) for x in box):
-                continue
-        raise SampleError("unreadable objects", f'wanted {{"label": ..., "box": [4 numbers]}}, found {thing!r:.200}')

@@ -288,18 +288,24 @@ def _example(contains: str) -> str:
     return next(block for block in blocks if contains in block)
 
 
-def test_the_task_of_contributing_works(tmp_path):
+def test_the_task_and_the_source_of_contributing_work(tmp_path):
     import random
+
+    from mmchat.errors import SampleError
+    from mmchat.sources.files import Files
 
     names: dict = {"__name__": "presence"}
     exec(_example("class Presence"), names)
+    exec(_example("def read_presence"), names)
     task = names["Presence"]()
     (tmp_path / "train").mkdir()
     (tmp_path / "train/dog.jpg").write_bytes(tiny.picture("red", random.Random(0)))
-    rows = '{"image": "dog.jpg", "thing": "dog", "is_there": true}\n{"image": "dog.jpg", "thing": 7}\n'
-    (tmp_path / "train/presence.jsonl").write_text(rows)
-    record, error = task.records(tmp_path, "train")
-    assert error.reason == "unreadable facts"
+    rows = ['{"image": "dog.jpg", "thing": "dog", "is_there": true}', '{"image": "dog.jpg"}', '{"image": "cat.jpg"}']
+    (tmp_path / "train/presence.jsonl").write_text("\n".join(rows))
+    record, other, error = names["SOURCES"]["presence"].read(Files(tmp_path), "train", {})
+    assert error.reason == "missing media"
+    with pytest.raises(SampleError, match="unreadable facts"):
+        task.conversation(other, random.Random(0))
     asked, answered = task.conversation(record, random.Random(0)).turns
     assert asked.parts[0].modality == "image" and "dog" in asked.parts[1] and answered.parts == ("Yes.",)
     assert task.score(["yes", "No."], [record, record]) == {"accuracy": 0.5}

@@ -21,8 +21,8 @@ from data_prep.stamp_scenes import (
     place,
 )
 from mmchat.conversation import Record
-from mmchat.tasks.caption import Caption
-from mmchat.tasks.instruct import Instruct
+from mmchat.sources import read_source
+from mmchat.sources.files import Files
 
 SIZE = 96
 
@@ -121,8 +121,8 @@ def test_lines_are_what_the_tasks_read(tmp_path: Path) -> None:
                 (box,) = (thing["box"] for thing in row["objects"] if f" {thing['label']}?" in text)
                 assert answer["value"] == place(box, SIZE)
 
-    for task in (Caption(), Instruct()):
-        records = list(task.records(tmp_path, "train"))
+    for name in ("captions", "chat"):
+        records = list(read_source(name, Files(tmp_path), "train"))
         assert len(records) == 30
         assert all(isinstance(record, Record) and len(record.media) == 1 for record in records)
 

@@ -1,0 +1,48 @@
+"""Public formats: one file a family, its table merged below. A source reads facts and media; a task phrases them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+
+from mmchat.conversation import Record
+from mmchat.errors import SampleError
+from mmchat.sources import captions, chat
+from mmchat.sources.files import Files
+from mmchat.sources.source import Source
+
+# Where a folder looks like several formats, the first counts; the most general one stands last.
+SOURCES: dict[str, Source] = {
+    **captions.SOURCES,
+    **chat.SOURCES,
+}
+
+
+def choose_source(task: str, files: Files, split: str, name: str | None = None) -> str:
+    """The format named, or the first that the files look like. Raises ValueError where there is none."""
+    fitting = {key: source for key, source in SOURCES.items() if task in source.tasks}
+    if name is not None:
+        if name not in fitting:
+            near = difflib.get_close_matches(name, fitting, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"task {task} has no format {name}, it has {', '.join(fitting)}{hint}")
+        return name
+    for key, source in fitting.items():
+        if source.is_in(files, split):
+            return key
+    wanted = "\n".join(f"  {key}: {', '.join(source.marks)}" for key, source in fitting.items())
+    raise ValueError(
+        f"{files} looks like no format of task {task} for split {split}. Name one with --format, or a folder with:\n"
+        + wanted.replace("{split}", split)
+    )
+
+
+def read_source(
+    name: str, files: Files, split: str, options: Mapping[str, str] | None = None
+) -> Iterator[Record | SampleError]:
+    """The records of a format. Raises ValueError for an option that it does not have."""
+    source, options = SOURCES[name], options or {}
+    if unknown := sorted(options.keys() - source.options.keys()):
+        known = "\n".join(f"  {key}: {text}" for key, text in source.options.items()) or "  none"
+        raise ValueError(f"format {name} has no option {', '.join(unknown)}; its options:\n{known}")
+    return source.read(files, split, options)
