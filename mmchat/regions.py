@@ -1,21 +1,45 @@
-"""Regions as text and back: one invertible geometry, and the coordinate dialects of the field.
+"""Regions as text and back: one invertible geometry, the units of the field, and the dialects a model here speaks.
 
 A region is kept in original pixels and becomes text last, because its text depends on what the preprocessing did to
 the picture. Formats: Shikra (arXiv 2306.15195) three decimals of the padded square; Qwen-VL, InternVL and Ferret
 integers 0-1000; Qwen2.5-VL pixels of the resized picture; PaliGemma <locNNNN> in y, x order; Molmo percent.
+How other models' data sets write regions in their texts is read by `mmchat.region_text`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from mmchat.conversation import Region
+from mmchat.errors import SampleError
 
 Dialect = Literal["shikra", "norm1000", "pixels", "loc", "percent"]
 Frame = Literal["original", "padded_square"]
+BoxFormat = Literal["xyxy", "xywh", "cxcywh", "yxyx"]
+Unit = Literal["px", "norm1", "norm100", "norm1000", "norm1024"]
+
+# What the far side of the frame is in each unit. PaliGemma's 1024 places are round(1023 * share) (big_vision).
+FULL_SCALE: dict[Unit, float] = {"norm1": 1.0, "norm100": 100.0, "norm1000": 1000.0, "norm1024": 1023.0}
+
+# Unit and number of decimals in which each dialect writes.
+WRITTEN: dict[Dialect, tuple[Unit, int]] = {
+    "shikra": ("norm1", 3),
+    "norm1000": ("norm1000", 0),
+    "pixels": ("px", 0),
+    "loc": ("norm1024", 0),
+    "percent": ("norm100", 1),
+}
+
+NUMBER = r"-?\d+(?:\.\d*)?"
+# Numbers of one or several regions: commas inside a region, semicolons between regions (Shikra's form).
+NUMBERS = rf"\s*{NUMBER}(?:\s*[,;]\s*{NUMBER})*\s*"
+
+# How far a region may reach past its picture: annotations count the last pixel or the line behind it.
+TOLERANCE_PX = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,132 @@ class Geometry:
         return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
 
 
+def check_region(region: Region, width: int, height: int) -> Region:
+    """The region within a picture of this size; what reaches past it by a pixel at most is clamped.
+
+    Raises SampleError: "region not finite", "inverted region", "region outside the picture" or "empty region".
+    """
+    if region.box is not None:
+        return replace(region, box=_inside(region.box, region, width, height))
+    if region.point is not None:
+        x, y, _, _ = _inside((*region.point, *region.point), region, width, height)
+        return replace(region, point=(x, y))
+    tube = []
+    for time_s, *box in region.tube or ():
+        if not math.isfinite(time_s):
+            raise SampleError("region not finite", f"found {_shown(region)}; wanted times in seconds")
+        tube.append((time_s, *_inside((box[0], box[1], box[2], box[3]), region, width, height)))
+    if not tube:
+        raise SampleError("empty region", "found a tube without boxes; wanted one at least")
+    return replace(region, tube=tuple(tube))
+
+
+def _inside(
+    box: tuple[float, float, float, float], region: Region, width: int, height: int
+) -> tuple[float, float, float, float]:
+    found = f"found {_shown(region)} in a picture of {width} x {height} pixels"
+    if not all(map(math.isfinite, box)):
+        raise SampleError("region not finite", f"{found}; wanted numbers")
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        raise SampleError("inverted region", f"{found}; wanted x1, y1, x2, y2. Is it x, y, width, height or y first?")
+    if min(x1, y1) < -TOLERANCE_PX or x2 > width + TOLERANCE_PX or y2 > height + TOLERANCE_PX:
+        raise SampleError(
+            "region outside the picture",
+            f"{found}; wanted original pixels after EXIF rotation. Is it of another unit, format or picture?",
+        )
+    x1, x2 = (min(max(x, 0.0), float(width)) for x in (x1, x2))
+    y1, y2 = (min(max(y, 0.0), float(height)) for y in (y1, y2))
+    if region.point is None and (x1 == x2 or y1 == y2):
+        raise SampleError("empty region", f"{found}; wanted a box with an area, or a point")
+    return x1, y1, x2, y2
+
+
+def _shown(region: Region) -> str:
+    kind = "box" if region.box is not None else "point" if region.point is not None else "tube"
+    return f"{kind} {region.box or region.point or region.tube}"
+
+
+def read_box(
+    values: Sequence[float],
+    box_format: BoxFormat = "xyxy",
+    unit: Unit = "px",
+    width: int | None = None,
+    height: int | None = None,
+    frame: Frame = "original",
+) -> tuple[float, float, float, float]:
+    """(x1, y1, x2, y2) in original pixels of a box in any of the field's formats; `check_region` judges it.
+
+    Args:
+        unit: pixels, or shares of the frame's sides in 0-1, 0-100, 0-1000 or PaliGemma's 0-1023.
+        width, height: of the original picture; needed for everything but pixels of the original frame.
+        frame: the picture itself, or Shikra's square: the picture in the middle of a square of its longer side.
+    Raises ValueError: another count of numbers, one that is not finite, an unknown format, no size.
+    """
+    a, b, c, d = _finite(values, 4, "a box")
+    match box_format:
+        case "xyxy":
+            x1, y1, x2, y2 = a, b, c, d
+        case "xywh":
+            x1, y1, x2, y2 = a, b, a + c, b + d
+        case "cxcywh":
+            x1, y1, x2, y2 = a - c / 2, b - d / 2, a + c / 2, b + d / 2
+        case "yxyx":
+            x1, y1, x2, y2 = b, a, d, c
+        case _:
+            raise ValueError(f"found box format {box_format!r}; wanted one of {', '.join(get_args(BoxFormat))}")
+    return *read_point((x1, y1), unit, width, height, frame), *read_point((x2, y2), unit, width, height, frame)
+
+
+def read_point(
+    values: Sequence[float],
+    unit: Unit = "px",
+    width: int | None = None,
+    height: int | None = None,
+    frame: Frame = "original",
+) -> tuple[float, float]:
+    """(x, y) in original pixels; arguments and errors as those of `read_box`."""
+    x, y = _finite(values, 2, "a point")
+    if unit not in get_args(Unit) or frame not in get_args(Frame):
+        raise ValueError(f"found unit {unit!r} and frame {frame!r}; wanted {get_args(Unit)} and {get_args(Frame)}")
+    if unit == "px" and frame == "original":
+        return x, y
+    if not width or not height:
+        raise ValueError(f"found no picture size; wanted width and height to read {unit} of the {frame} frame")
+    full_width, full_height, left, top = _frame(width, height, frame)
+    if unit != "px":
+        x, y = x / FULL_SCALE[unit] * full_width, y / FULL_SCALE[unit] * full_height
+    return x - left, y - top
+
+
+def _finite(values: Sequence[float], count: int, name: str) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"found {list(values)}; wanted {count} finite numbers for {name}")
+    return numbers
+
+
+def _frame(width: int, height: int, frame: Frame) -> tuple[int, int, int, int]:
+    """Width, height, left and top padding of the frame in original pixels. The square pads by whole pixels."""
+    if frame == "original":
+        return width, height, 0, 0
+    side = max(width, height)
+    return side, side, (side - width) // 2, (side - height) // 2
+
+
+def number_groups(text: str) -> list[list[float]]:
+    """The numbers of what matches NUMBERS, one list for each region."""
+    return [[float(number) for number in group.split(",")] for group in text.split(";")]
+
+
+@dataclass(frozen=True)
+class ParsedRegions:
+    """What an answer held: its regions in reading order, and how many more marks looked like regions but were none."""
+
+    regions: list[Region]
+    num_failed: int
+
+
 @dataclass(frozen=True)
 class RegionFormat:
     """How coordinates are written: a dialect, and the frame that the normalised dialects divide by.
@@ -50,79 +200,72 @@ class RegionFormat:
     frame: Frame = "padded_square"
 
     def render(self, region: Region, geometry: Geometry) -> str:
-        """The text of a box or point. Raises ValueError for a tube: tubes have a format of their own."""
+        """The text of a box or point, as `check_region` left it. Raises SampleError for a tube, which has no text."""
         if region.box is not None:
             points = [(region.box[0], region.box[1]), (region.box[2], region.box[3])]
         elif region.point is not None:
             points = [region.point]
         else:
-            raise ValueError("a tube cannot be written as one box or point")
-        numbers = [self._number(*self._project(x, y, geometry)) for x, y in points]
+            raise SampleError("region without a text", "found a tube; wanted a box or a point. Take one of its boxes")
+        pairs = [self._written(x, y, geometry) for x, y in points]
         if self.dialect == "loc":
-            return "".join(y + x for x, y in numbers)
-        return "[" + ",".join(value for pair in numbers for value in pair) + "]"
+            return "".join(f"<loc{round(y):04d}><loc{round(x):04d}>" for x, y in pairs)
+        decimals = WRITTEN[self.dialect][1]
+        return "[" + ",".join(f"{value:z.{decimals}f}" for pair in pairs for value in pair) + "]"
 
-    def parse(self, text: str, geometry: Geometry, media: int = 0) -> list[Region]:
-        """Every box and point in `text`, in reading order and original pixels; an empty list where none parses.
+    def parse(self, text: str, geometry: Geometry, media: int = 0) -> ParsedRegions:
+        """Every box and point in `text`, in original pixels; also Shikra's several in one bracket, `[..;..]`.
 
-        Brackets with another count of numbers than two or four are skipped: half a box is no box.
+        A mark with another count of numbers than two or four a region, beyond the dialect's range, or cut off by the
+        end of the text is counted as failed: half a box is no box.
         """
-        regions = []
-        for numbers in self._numbers(text):
-            if self.dialect == "loc":
-                numbers = [numbers[i + 1 - 2 * (i % 2)] for i in range(len(numbers))]  # y, x pairs to x, y
-            pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
-            points = [self._unproject(x, y, geometry) for x, y in pairs]
-            if len(points) == 1:
-                regions.append(Region(media, point=points[0]))
+        regions: list[Region] = []
+        num_failed = 0
+        for groups in self._marks(text):
+            if groups and all(self._is_region(numbers) for numbers in groups):
+                regions += [self._region(numbers, geometry, media) for numbers in groups]
             else:
-                regions.append(Region(media, box=(*points[0], *points[1])))
-        return regions
+                num_failed += 1
+        return ParsedRegions(regions, num_failed)
 
-    @property
-    def unit(self) -> float:
-        """Size of the last digit, in the unit that is written divided by the full range (pixels: one pixel)."""
-        return {"shikra": 1e-3, "norm1000": 1e-3, "pixels": 1.0, "loc": 1 / 1023, "percent": 1e-3}[self.dialect]
+    def unit(self, geometry: Geometry) -> tuple[float, float]:
+        """Size of the last digit across and down, in original pixels; text is at most half of it off."""
+        if self.dialect == "pixels":
+            return 1 / geometry.scale_x, 1 / geometry.scale_y
+        width, height, _, _ = _frame(geometry.width, geometry.height, self.frame)
+        unit, decimals = WRITTEN[self.dialect]
+        share = 10**-decimals / FULL_SCALE[unit]
+        return width * share, height * share
 
-    def _square(self, geometry: Geometry) -> tuple[float, float, float, float]:
-        """Width, height, left and top padding of the frame in original pixels."""
-        if self.frame == "original":
-            return geometry.width, geometry.height, 0.0, 0.0
-        side = max(geometry.width, geometry.height)
-        return side, side, (side - geometry.width) / 2, (side - geometry.height) / 2
-
-    def _project(self, x: float, y: float, geometry: Geometry) -> tuple[float, float]:
+    def _written(self, x: float, y: float, geometry: Geometry) -> tuple[float, float]:
+        """The numbers that are written for a point in original pixels, before they are rounded."""
         if self.dialect == "pixels":
             return geometry.to_input(x, y)
-        width, height, left, top = self._square(geometry)
-        return min(max((x + left) / width, 0.0), 1.0), min(max((y + top) / height, 0.0), 1.0)
+        width, height, left, top = _frame(geometry.width, geometry.height, self.frame)
+        full = FULL_SCALE[WRITTEN[self.dialect][0]]
+        return min(max((x + left) / width, 0.0), 1.0) * full, min(max((y + top) / height, 0.0), 1.0) * full
 
-    def _unproject(self, x: float, y: float, geometry: Geometry) -> tuple[float, float]:
+    def _region(self, numbers: list[float], geometry: Geometry, media: int) -> Region:
+        pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
         if self.dialect == "pixels":
-            return geometry.to_original(x, y)
-        full = {"shikra": 1.0, "norm1000": 1000.0, "loc": 1023.0, "percent": 100.0}[self.dialect]
-        width, height, left, top = self._square(geometry)
-        return x / full * width - left, y / full * height - top
-
-    def _number(self, x: float, y: float) -> tuple[str, str]:
-        match self.dialect:
-            case "shikra":
-                return f"{x:.3f}", f"{y:.3f}"
-            case "norm1000":
-                return str(round(x * 1000)), str(round(y * 1000))
-            case "pixels":
-                return str(round(x)), str(round(y))
-            case "loc":
-                return f"<loc{round(x * 1023):04d}>", f"<loc{round(y * 1023):04d}>"
-            case "percent":
-                return f"{x * 100:.1f}", f"{y * 100:.1f}"
-
-    def _numbers(self, text: str) -> Sequence[list[float]]:
-        if self.dialect == "loc":
-            found = [re.findall(r"<loc(\d{4})>", run) for run in re.findall(r"(?:<loc\d{4}>)+", text)]
+            points = [geometry.to_original(x, y) for x, y in pairs]
         else:
-            found = [
-                re.split(r"\s*,\s*", inner.strip())
-                for inner in re.findall(r"\[(\s*-?\d+(?:\.\d*)?(?:\s*,\s*-?\d+(?:\.\d*)?)*\s*)\]", text)
-            ]
-        return [[float(number) for number in numbers] for numbers in found if len(numbers) in (2, 4)]
+            pairs = [(x, y) for y, x in pairs] if self.dialect == "loc" else pairs
+            place = (WRITTEN[self.dialect][0], geometry.width, geometry.height, self.frame)
+            points = [read_point(pair, *place) for pair in pairs]
+        return Region(media, point=points[0]) if len(points) == 1 else Region(media, box=(*points[0], *points[1]))
+
+    def _is_region(self, numbers: list[float]) -> bool:
+        full = FULL_SCALE.get(WRITTEN[self.dialect][0])
+        in_range = all(map(math.isfinite, numbers)) if full is None else all(0 <= number <= full for number in numbers)
+        return len(numbers) in (2, 4) and in_range
+
+    def _marks(self, text: str) -> Iterator[list[list[float]]]:
+        """The groups of numbers of each mark that looks like a region; none where it is malformed."""
+        if self.dialect == "loc":
+            for match in re.finditer(r"(?:<loc\d{4}>)+", text):
+                yield [[float(number) for number in re.findall(r"\d{4}", match[0])]]
+            return
+        for match in re.finditer(r"\[([\s\d.,;-]+)(\]|$)", text):
+            if re.search(r"\d", match[1]):
+                yield number_groups(match[1]) if match[2] and re.fullmatch(NUMBERS, match[1]) else []

@@ -22,6 +22,7 @@ from mmchat.errors import SampleError
 from mmchat.modalities import MediaPlan, Preprocess
 from mmchat.models.connector import AnyConnectorConfig
 from mmchat.models.fusion import AnyFusionConfig, FLoRAConfig, LateConfig
+from mmchat.regions import check_region
 
 MAX_SHRINK = 4
 
@@ -201,7 +202,8 @@ class ChatTemplate:
         Args:
             rng: draws the training-time dropouts; None drops nothing.
             shrink: passed on to the media plans.
-            skip_turns: leaves out this many of the oldest turns that are not the system's.
+            skip_turns: leaves out this many of the oldest turns that are not the system's. Their media moves to the
+                first turn that stays, where no other turn has any.
             answer: ends with the opening of an assistant turn, for generation.
         Raises:
             SampleError: an unknown modality, an unreadable header, a region without its picture.
@@ -212,9 +214,13 @@ class ChatTemplate:
         system = [turn for turn in turns[:1] if turn.role == "system"]
         writer = _Writer(self, plans, key)
         said = turns[len(system) + skip_turns :]
-        skipped = Conversation(tuple(turns[: len(turns) - len(said)]))
-        writer.first_media = len(skipped.media)  # media keeps its number when turns are left out
-        numbers = iter(range(len(skipped.media), len(plans)))
+        left_out = Conversation(tuple(turns[: len(turns) - len(said)])).media
+        if left_out and said and not Conversation(tuple(said)).media:
+            # What is talked about stays, unless later turns show something else.
+            said[0] = replace(said[0], parts=(*left_out, *said[0].parts))
+            left_out = ()
+        writer.first_media = len(left_out)  # media keeps its number when turns are left out
+        numbers = iter(range(len(left_out), len(plans)))
         for turn in writer.begin(system[0] if system else None, said):
             writer.turn(turn, numbers)
         if answer:
@@ -420,4 +426,8 @@ class _Writer:
                 f"{self.key}: a region names media item {region.media}; items {self.first_media} to "
                 f"{len(self.plans) - 1} are here (turns before them did not fit), and its size must be known",
             )
-        return self.template.config.regions.render(region, geometry)
+        try:
+            region = check_region(region, geometry.width, geometry.height)
+            return self.template.config.regions.render(region, geometry)
+        except SampleError as error:
+            raise SampleError(error.reason, f"{self.key}: {error.detail}") from error

@@ -130,6 +130,21 @@ def test_the_oldest_turns_go_first_and_media_is_never_cut(template):
         assert len(sample.media) == 1 + ("Question 0?" in text)
 
 
+def test_the_only_picture_stays_when_its_turn_goes(template):
+    picture = MediaRef("image", tiny.picture("red", random.Random(0)))
+    turns = []
+    for i in range(4):
+        asked = (picture, f"Question {i}?") if i == 0 else (f"Question {i}?", Region(0, box=(1, 2, 9, 9)))
+        turns += [Turn("user", asked), Turn("assistant", (f"Answer {i}.",))]
+    conversation = Conversation(tuple(turns))
+    whole = template.render(conversation)
+    sample = _fit(template, conversation, len(whole) - 40)
+    text = template.tokenizer.decode(sample.token_ids)
+    assert "Question 0?" not in text and "Question 3?" in text and "Answer 3." in text
+    (item,) = sample.media
+    assert item.num_placeholders == 16 and item.start < text.index("Question")
+
+
 def test_video_is_shrunk_before_turns_are_dropped(template):
     clip = MediaRef("video", tiny.clip("left"))
     conversation = Conversation((Turn("user", (clip, "Way?")), Turn("assistant", ("left",))))
