@@ -19,6 +19,10 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="a.b.c=value; list items by name: stages.align.steps=20")
     parser.add_argument("--stage", help="train this stage only; the one before it must be finished")
     parser.add_argument("--preflight", action="store_true", help="check the first stage that is not done, and stop")
+    parser.add_argument("--plan", action="store_true", help="print what each stage will consume (no GPU), and stop")
+    parser.add_argument("--plan-seconds", type=float, default=60, help="time for planning packs, each stage (60)")
+    parser.add_argument("--plan-json", metavar="FILE", help="write the plan there too")
+    parser.add_argument("--ranks", type=int, help="with --plan: ranks that memory is estimated for (1, 8 and 64)")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()  # overrides may stand after options
@@ -31,6 +35,12 @@ def main() -> int:
             raise ValueError(f"--stage {arguments.stage}: the stages are {[s.name for s in config.stages]}")
         if arguments.print_config:
             print(dump_config(config), end="")
+            return 0
+        if arguments.plan:
+            from mmchat.training.plan import print_plan
+
+            stages = [stage for stage in config.stages if arguments.stage in (None, stage.name)]
+            print_plan(config, stages, arguments.plan_seconds, arguments.ranks, arguments.plan_json)
             return 0
 
         from mmchat.models.llm import hide_progress_bars

@@ -7,6 +7,7 @@ anything before it learns, and 2 N T for the weights' gradient where they learn.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -62,18 +63,25 @@ class FlopCounter:
 
     def count(self, batch: Batch) -> float:
         """FLOPs of one forward and backward over the batch."""
-        tokens = batch.token_ids.numel()
-        lengths = torch.bincount(batch.segment_ids.flatten()).double()
-        pairs = float((lengths * (lengths + 1) / 2).sum())  # causal: each token with itself and those before
+        media = {name: (sum(map(math.prod, item.shapes)), len(item.index)) for name, item in batch.media.items()}
+        return self.count_sizes(torch.bincount(batch.segment_ids.flatten()).tolist(), batch.num_learned, media)
+
+    def count_sizes(self, lengths: Sequence[int], num_learned: int, media: Mapping[str, tuple[int, int]]) -> float:
+        """The same from sizes alone.
+
+        lengths: tokens of every conversation. num_learned: learned tokens of all. media: by modality, encoder positions
+        and media tokens in the sequence (none under late fusion).
+        """
+        tokens = sum(lengths)
+        pairs = sum(length * (length + 1) / 2 for length in lengths)  # causal: each token with itself and those before
         upstream = any(learns for parts in self.connectors.values() for _, learns in parts)
         learns = any(learns for _, learns in self.decoder)
         flops = _matmul(self.decoder, tokens, upstream)
         flops += self.attention * pairs * (3 if upstream or learns else 1)
-        flops += _matmul([self.head], batch.num_learned, upstream or learns)
-        for name, media in batch.media.items():
-            positions = sum(math.prod(shape) for shape in media.shapes)
+        flops += _matmul([self.head], num_learned, upstream or learns)
+        for name, (positions, media_tokens) in media.items():
             flops += _matmul(self.encoders[self.shared.get(name, name)], positions, False)
-            flops += _matmul(self.connectors[name], len(media.index) or positions, False)
+            flops += _matmul(self.connectors[name], media_tokens or positions, False)
         return flops
 
 
