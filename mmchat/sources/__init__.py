@@ -7,12 +7,41 @@ from collections.abc import Iterator, Mapping
 
 from mmchat.conversation import Record
 from mmchat.errors import SampleError
-from mmchat.sources import captions, chat
+from mmchat.sources import (
+    captions,
+    chat,
+    coco,
+    dialogues,
+    flickr30k,
+    pointing,
+    hf_dataset,
+    open_data,
+    questions,
+    refcoco,
+    shikra,
+    sounds,
+    speech,
+    video_instruct,
+    visual_genome,
+)
 from mmchat.sources.files import Files
 from mmchat.sources.source import Source
 
 # Where a folder looks like several formats, the first counts; the most general one stands last.
 SOURCES: dict[str, Source] = {
+    **shikra.SOURCES,
+    **refcoco.SOURCES,
+    **coco.SOURCES,
+    **flickr30k.SOURCES,
+    **visual_genome.SOURCES,
+    **pointing.SOURCES,
+    **dialogues.SOURCES,
+    **questions.SOURCES,
+    **speech.SOURCES,
+    **sounds.SOURCES,
+    **video_instruct.SOURCES,
+    **hf_dataset.SOURCES,
+    **open_data.SOURCES,
     **captions.SOURCES,
     **chat.SOURCES,
 }

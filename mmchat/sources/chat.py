@@ -1,131 +1,188 @@
-"""Conversations in rows: LLaVA's "conversations" and chat messages, mixed as they come."""
+"""Conversations in rows, mixed as they come: every row says by its own columns which format it has."""
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
-from mmchat.conversation import MODALITIES, MediaRef, Modality, Record, Role
+from mmchat.conversation import MODALITIES, MediaRef, Modality, Record
 from mmchat.errors import SampleError
+from mmchat.sources.chat_dialects import Message, messages_of, translated
+from mmchat.sources.chat_regions import REGION_OPTIONS, Item, Objects, Pictures, Piece, RegionReader
 from mmchat.sources.files import Files
-from mmchat.sources.rows import Find, given_media, records_of
+from mmchat.sources.rows import Find, RecordOf, given_media, records_of
 from mmchat.sources.source import Source
 
-# LLaVA's and ShareGPT's names beside the chat-message ones.
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+OPTIONS = {"dataset": "entry of a LLaMA-Factory dataset_info.json that lies in SOURCE", **REGION_OPTIONS}
+
+DESCRIPTIONS = "dataset_info.json"
+# Beside the annotations, and none.
+_OTHER_FILES = (DESCRIPTIONS, "metadata.json", "*_meta.json")
+_MARKS = ("{split}.json", "{split}.jsonl", "{split}/instruct.jsonl", "*.json", "*.jsonl")
+
+# A placeholder has the line break behind it, or before it where it ends the text. <img> is Qwen-VL's.
+_TAGS = re.compile(
+    r"\n?<(?P<last>image|video|audio)>\n?\Z|<(?P<item>image|video|audio)>\n?"
+    r"|<img>(?P<path>[^<]+)</img>\n?|<(?P<thing>ref-object|bbox)>"
+)
 
 
 def read_chat(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
-    """Rows of the annotation file, or of SPLIT.json, SPLIT.jsonl or SPLIT/instruct.jsonl."""
-    return records_of(files, files.one(*(mark.format(split=split) for mark in _MARKS)), _record)
+    """Rows of the annotation file, or of SPLIT.json, SPLIT.jsonl or SPLIT/instruct.jsonl.
+
+    Raises ValueError for a file that is missing or not the only one, and for an option's value.
+    """
+    name, entry = _annotation(files, split, options.get("dataset"))
+    record = chat_record(files, options)
+    if entry is not None:
+        return records_of(files, name, lambda row, key, find: record(translated(row, entry), key, find))
+    return records_of(files, name, record)
 
 
-_MARKS = ("{split}.json", "{split}.jsonl", "{split}/instruct.jsonl", "*.json", "*.jsonl")
-
-SOURCES = {"chat": Source(("instruct",), _MARKS, read_chat)}
-
-# A part of a row's turn: text, or a modality and its path, None for the row's next item of that modality.
-_Piece = str | tuple[Modality, str | None]
-_Said = tuple[Role, list[_Piece], bool | None]  # role, pieces, learn
+SOURCES = {"chat": Source(("instruct",), _MARKS, read_chat, OPTIONS)}
 
 
-def _record(row: dict[str, Any], key: str, find: Find) -> Record:
-    """One row as facts and media in reading order. Raises SampleError."""
+def chat_record(files: Files, options: Mapping[str, str]) -> RecordOf:
+    """What makes a record of one row. Raises ValueError for an option's value."""
+    regions = RegionReader.of(files, options)
+
+    def record(row: dict[str, Any], key: str, find: Find) -> Record:
+        facts = {name: row[name] for name in ("id", "tools") if row.get(name) is not None}
+        if isinstance(row.get("turns"), list):  # the facts themselves, as the task takes them
+            return Record(key, facts | {"turns": row["turns"]}, _listed_media(row, find))
+        turns, media = _turns(row, find, regions)
+        return Record(key, facts | {"turns": turns}, tuple(media))
+
+    return record
+
+
+def _annotation(files: Files, split: str, dataset: str | None) -> tuple[str, Mapping[str, Any] | None]:
+    """The annotation file, and its entry in dataset_info.json. Raises ValueError."""
+    entries = {}
+    if files.stored(DESCRIPTIONS) is not None:
+        found = json.loads(files.text(DESCRIPTIONS))
+        entries = found if isinstance(found, dict) else {}
+        entries = {key: one for key, one in entries.items() if isinstance(one, dict) and "file_name" in one}
+    if dataset is not None:
+        if dataset not in entries:
+            known = ", ".join(entries) or "none"
+            raise ValueError(f"{DESCRIPTIONS} beside {files} has no local data set {dataset}; it has {known}")
+        return entries[dataset]["file_name"], entries[dataset]
+    for mark in _MARKS:
+        names = files.find(mark.format(split=split))
+        names = [name for name in names if not any(fnmatch.fnmatch(PurePosixPath(name).name, o) for o in _OTHER_FILES)]
+        if len(names) > 1:
+            hint = f", or an entry of {DESCRIPTIONS} by --set dataset=NAME" if entries else ""
+            shown = f"{len(names)} files {mark}: {', '.join(names[:5])}"
+            raise ValueError(f"{files} holds {shown}; name one as SOURCE{hint}")
+        if names:
+            described = [key for key, one in entries.items() if one["file_name"] == names[0]]
+            if len(described) > 1:
+                known = ", ".join(described)
+                raise ValueError(f"{names[0]} is {known} in {DESCRIPTIONS}; choose one with --set dataset=NAME")
+            return names[0], entries[described[0]] if described else None
+    raise ValueError(f"{files} holds none of {', '.join(_MARKS).format(split=split)}")
+
+
+def _listed_media(row: Mapping[str, Any], find: Find) -> tuple[MediaRef, ...]:
+    """Items under "media": [{"modality": "image", "path": ...}]; a null path is an absent item."""
+    found = row.get("media") or []
+    items = found if isinstance(found, list) else [found]
+    for item in items:
+        if not isinstance(item, dict) or item.get("modality") not in MODALITIES:
+            raise SampleError("unreadable media", f'wanted {{"modality": ..., "path": ...}}, found {item!r:.200}')
+    return tuple(find(item["modality"], item.get("path")) for item in items)
+
+
+def _turns(row: Mapping[str, Any], find: Find, regions: RegionReader) -> tuple[list[dict[str, Any]], list[MediaRef]]:
+    """The facts of a row's turns, and its media in reading order. Raises SampleError."""
+    messages = messages_of(row)
     given = given_media(row, find)
-    said = _said(row, [modality for modality in MODALITIES if given[modality]])
-    _prepend_single_items(said, given)
+    objects = Objects.of(row.get("objects"))
+    meaning: dict[str, Modality] = {modality: modality for modality in MODALITIES if given[modality]}
+    if "video" in meaning and "image" not in meaning and not any("<video>" in str(m.content) for m in messages):
+        meaning["image"] = "video"  # LLaVA-Video writes <image> for a video
+    said = [_pieces(message, meaning, objects) for message in messages]
+    objects.check_all_taken()
+    _put_unplaced_first(messages, said, given)
+
     media: list[MediaRef] = []
     turns: list[dict[str, Any]] = []
-    for role, pieces, learn in said:
-        parts: list[dict[str, Any]] = []
+    for message, pieces in zip(messages, said, strict=True):
+        parts: list[Any] = []
         for piece in pieces:
-            if isinstance(piece, str):
-                parts.append({"text": piece})
+            if not isinstance(piece, Item):
+                parts.append(piece)
                 continue
-            modality, path = piece
-            if path is None and not given[modality]:
-                raise SampleError("too many placeholders", f"more {modality} placeholders than {modality} items")
+            if piece.source is None and not given[piece.modality]:
+                raise SampleError("too many placeholders", f"more {piece.modality} placeholders than items")
             parts.append({"media": len(media)})
-            media.append(given[modality].pop(0) if path is None else find(modality, path))
-        turns.append({"role": role, "parts": parts} | ({} if learn is None else {"learn": learn}))
+            media.append(given[piece.modality].pop(0) if piece.source is None else find(piece.modality, piece.source))
+        learn = {} if message.learn is None else {"learn": message.learn}
+        turns.append({"role": message.role, "parts": parts, **learn})
     if left := {modality: len(items) for modality, items in given.items() if items}:
         raise SampleError("too few placeholders", f"no placeholder for {left} of the row's items")
-    answers = [part.get("text", "") for turn in turns if turn["role"] == "assistant" for part in turn["parts"]]
-    if not any(text.strip() for text in answers):
-        raise SampleError("no answer", "no turn of the assistant has text")
-    facts: dict[str, Any] = {"turns": turns}
-    if isinstance(row.get("id"), str | int):
-        facts["id"] = row["id"]
-    return Record(key, facts, tuple(media))
-
-
-def _said(row: dict[str, Any], present: Sequence[Modality]) -> list[_Said]:
-    """The turns of a row with their placeholders found. Raises SampleError.
-
-    Args:
-        present: modalities of which the row has items; the placeholders of all others are text.
-    """
-    names = ("from", "value") if "conversations" in row else ("role", "content")
-    turns = row.get("conversations", row.get("messages"))
-    if not isinstance(turns, list) or not turns:
-        raise SampleError("no turns", "wanted a list under 'conversations' or 'messages'")
-    said: list[_Said] = []
-    if isinstance(row.get("system"), str) and row["system"]:
-        said.append(("system", [row["system"]], None))
+    pictures = Pictures(regions, media)
     for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("learn"), bool | None):
-            raise SampleError("unreadable turn", f"{turn!r:.200}")
-        role, content = (turn.get(name) for name in names)
-        if not isinstance(role, str) or role not in ROLES:
-            raise SampleError("unknown role", f"{role!r:.100} is none of {', '.join(ROLES)}")
-        if isinstance(content, str):
-            pieces = _split(content, present)
-        elif isinstance(content, list):
-            pieces = [_piece(piece) for piece in content]
-        else:
-            raise SampleError("unreadable turn", f"wanted text or a list, found {type(content).__name__}")
-        said.append((ROLES[role], pieces, turn.get("learn")))
-    return said
+        turn["parts"] = [part for one in turn["parts"] for part in pictures.parts(one)]
+    answers = [part for turn in turns if turn["role"] == "assistant" for part in turn["parts"]]
+    if not any(part.get("text", "").strip() or "region" in part for part in answers):
+        raise SampleError("no answer", "no turn of the assistant says anything")
+    return turns, media
 
 
-def _split(text: str, present: Sequence[Modality]) -> list[_Piece]:
-    """Text around placeholders; the line break behind one belongs to it."""
-    pieces: list[_Piece] = []
+def _pieces(message: Message, meaning: Mapping[str, Modality], objects: Objects) -> list[Piece]:
+    """A message's content cut at its placeholders; in a list of parts only those of objects are placeholders."""
+    if isinstance(message.content, str):
+        return _split(message.content, meaning, objects, has_paths=message.role == "user")
+    return [piece for part in message.content for piece in _part(part, objects)]
+
+
+def _split(text: str, meaning: Mapping[str, Modality], objects: Objects, has_paths: bool) -> list[Piece]:
+    pieces: list[Piece] = []
     rest = 0
-    for match in re.finditer(r"<(image|video|audio)>\n?", text):
-        modality = next((one for one in present if one == match[1]), None)
-        if modality is not None:
-            pieces += [text[rest : match.start()], (modality, None)]
+    for match in _TAGS.finditer(text):
+        piece: Piece | None = None
+        if modality := meaning.get(match["last"] or match["item"] or ""):
+            piece = Item(modality)
+        elif match["path"] and has_paths:
+            piece = Item("image", match["path"].strip())
+        elif match["thing"]:
+            piece = objects.take(match["thing"])
+        if piece is not None:
+            pieces += [text[rest : match.start()], piece]
             rest = match.end()
-    return [piece for piece in (*pieces, text[rest:]) if piece]
+    return [piece for piece in (*pieces, text[rest:]) if piece != ""]
 
 
-def _piece(piece: Any) -> _Piece:
-    """One element of a message's content list; its text holds no placeholders."""
-    match piece:
-        case {"type": "text", "text": str(text)}:
-            return text
+def _part(part: Any, objects: Objects) -> list[Piece]:
+    """One element of a message's content list."""
+    match part:
+        case str(text) | {"type": "text", "text": str(text)}:
+            return _split(text, {}, objects, has_paths=False)
+        case {"type": "input_audio", "input_audio": {"data": str(data)}}:
+            return [Item("audio", "data:;base64," + data)]
         case {"type": str(kind)} if (modality := kind.removesuffix("_url")) in MODALITIES:
-            path = piece.get(kind, piece.get("path", piece.get("url")))
-            if isinstance(path, dict):
-                path = path.get("url", path.get("path"))
-            if isinstance(path, str | None):
-                return modality, path
-    raise SampleError("unreadable turn", f"{piece!r:.200} is neither text nor a media item")
+            found = next((part[name] for name in (kind, "path", "url") if part.get(name) is not None), None)
+            if isinstance(found, dict) and "bytes" not in found:
+                found = found.get("url", found.get("path"))
+            if found is None and isinstance(part.get("base64"), str):
+                found = "data:;base64," + part["base64"]
+            if isinstance(found, str | bytes | dict | list | None):
+                return [Item(modality, found)]
+    raise SampleError("unreadable turn", f"{part!r:.200} is neither text nor a media item")
 
 
-def _prepend_single_items(said: Sequence[_Said], given: Mapping[Modality, Sequence[MediaRef]]) -> None:
-    """Shows a modality's only item first in the first turn of the user, where no turn says where it goes."""
-    first = next((pieces for role, pieces, _ in said if role == "user"), None)
+def _put_unplaced_first(
+    messages: Sequence[Message], said: Sequence[list[Piece]], given: Mapping[Modality, Sequence[MediaRef]]
+) -> None:
+    """Shows a modality's items first in the first turn of the user, where no turn says where any of them goes."""
+    first = next((pieces for message, pieces in zip(messages, said, strict=True) if message.role == "user"), None)
     for modality in reversed(MODALITIES):
-        placeholder = (modality, None)
-        placed = any(placeholder in pieces for _, pieces, _ in said)
-        if first is not None and len(given[modality]) == 1 and not placed:
-            first.insert(0, placeholder)
+        item = Item(modality)
+        if first is not None and not any(item in pieces for pieces in said):
+            first[:0] = [item] * len(given[modality])

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import fnmatch
 import gzip
+import hashlib
 import io
 import json
+import os
 import shutil
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -60,6 +64,7 @@ class Files:
         inside = sorted(path for path in named[0].glob("*") if path.suffix in (".zip", ".tar") and path.is_file())
         self._archive_paths = list(dict.fromkeys([*archives, *inside]))
         self._work = work
+        self._read: list[tuple[BinaryIO, int]] = []
 
     def __str__(self) -> str:
         return str(self.source)
@@ -102,9 +107,7 @@ class Files:
             if name in archive:
                 if path.suffix == ".zip":
                     return zipfile.ZipFile(path).open(name)  # type: ignore[return-value]
-                found = tarfile.open(path).extractfile(name)  # noqa: SIM115
-                assert found is not None, "only regular members are listed"
-                return found  # type: ignore[return-value]
+                return io.BufferedReader(_Part(archive[name]))
         raise ValueError(f"{name} is not in {self}")
 
     def text(self, name: str) -> str:
@@ -122,7 +125,7 @@ class Files:
         if start.startswith(b"["):
             yield from self.items(name, "item")
             return
-        with self.open(name) as file:
+        with self._reading(name) as file:
             for number, line in enumerate(file):
                 line = line.removeprefix(b"\xef\xbb\xbf").strip()
                 if not line:
@@ -138,13 +141,39 @@ class Files:
 
         Raises ValueError where the file is no JSON.
         """
-        with self.open(name) as file:
+        return self._parsed(name, ijson.items, prefix)
+
+    def pairs(self, name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Names and values of an object in a JSON file, the outermost by default, one at a time. Raises ValueError."""
+        return self._parsed(name, ijson.kvitems, prefix)
+
+    def _parsed(self, name: str, parse: Callable[..., Iterator[Any]], prefix: str) -> Iterator[Any]:
+        with self._reading(name) as file:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             try:
-                yield from ijson.items(file, prefix, use_float=True)
+                yield from parse(file, prefix, use_float=True)
             except (ijson.JSONError, UnicodeDecodeError) as error:
                 raise ValueError(f"{name} in {self} is no whole JSON: {str(error).strip():.300}") from error
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[BinaryIO]:
+        place = self.stored(name)
+        with self.open(name) as file:
+            reading = (file, max(1, place.size if place else 0))
+            self._read.append(reading)
+            try:
+                yield file
+            finally:
+                self._read.remove(reading)
+
+    @property
+    def share_read(self) -> float | None:
+        """How far the one file of rows or items that is open has been read, 0 to 1; None for none or several."""
+        if len(self._read) != 1:
+            return None
+        file, size = self._read[0]
+        return file.tell() / size
 
     def media(self, modality: Modality, name: Any, *others: str) -> MediaRef:
         """The item of that name, or of the first of the other names that exists.
@@ -208,14 +237,49 @@ class Files:
             return path
         if self._work is None:
             raise ValueError(f"{path} is compressed: decompress it first (gunzip), or read it with make_shards.py")
-        plain = self._work / (path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar") + ".tar")
+        # Archives of several folders may have one name.
+        plain = self._work / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.tar"
         if not plain.exists():
             self._work.mkdir(parents=True, exist_ok=True)
             partial = plain.with_suffix(".partial")
-            with gzip.open(path) as compressed, open(partial, "wb") as copy:
-                shutil.copyfileobj(compressed, copy, 2**20)
+            try:
+                with gzip.open(path) as compressed, open(partial, "wb") as copy:
+                    shutil.copyfileobj(compressed, copy, 2**20)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise ValueError(f"{path} cannot be read as an archive: {error}") from error
             partial.rename(plain)
         return plain
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, read as if it were a file of its own."""
+
+    def __init__(self, place: StoredBytes) -> None:
+        self._place = place
+        self._at = 0
+        self._file = open(place.path, "rb")  # noqa: SIM115 -- closed by close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._place.size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._place.offset + self._at)
+        data = self._file.read(min(len(buffer), max(0, self._place.size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _is_archive(path: Path) -> bool:
@@ -244,5 +308,5 @@ def _members(path: Path) -> dict[str, StoredBytes]:
                 deflated = info.compress_size if info.compress_type == zipfile.ZIP_DEFLATED else None
                 members[info.filename] = StoredBytes(str(path), start, info.file_size, deflated)
         return members
-    except (tarfile.TarError, zipfile.BadZipFile, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, struct.error, OSError) as error:
         raise ValueError(f"{path} cannot be read as an archive: {error}") from error

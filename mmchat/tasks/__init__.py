@@ -21,9 +21,25 @@ class Task(Protocol):
 
 # The table is at the end: a task may import the protocol above from here.
 from mmchat.tasks.caption import Caption  # noqa: E402
+from mmchat.tasks.image_chat import ImageChat  # noqa: E402
 from mmchat.tasks.instruct import Instruct  # noqa: E402
+from mmchat.tasks.point import Point  # noqa: E402
+from mmchat.tasks.rec import REC  # noqa: E402
+from mmchat.tasks.reg import REG  # noqa: E402
+from mmchat.tasks.spot import Spot  # noqa: E402
+from mmchat.tasks.transcribe import Transcribe  # noqa: E402
+from mmchat.tasks.visdial import VisDial  # noqa: E402
+from mmchat.tasks.vqa import VQA  # noqa: E402
 
 TASKS: dict[str, Task] = {
     "caption": Caption(),
     "instruct": Instruct(),
+    "point": Point(),
+    "rec": REC(),
+    "reg": REG(),
+    "spot": Spot(),
+    "transcribe": Transcribe(),
+    "visdial": VisDial(),
+    "image_chat": ImageChat(),
+    "vqa": VQA(),
 }

@@ -6,20 +6,13 @@ Facts: {"turns": [{"role": "user", "parts": [{"text": "..."} | {"media": 0} | {"
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
-from mmchat.conversation import (
-    Conversation,
-    Part,
-    Record,
-    Region,
-    Role,
-    Turn,
-)
+from mmchat.conversation import Conversation, Part, Record, Role, Turn
 from mmchat.errors import SampleError
+from mmchat.tasks.facts import region_of
 from mmchat.tasks.text_score import references, score_texts
 
 
@@ -58,30 +51,10 @@ def _conversation(record: Record) -> Conversation:
                     parts.append(record.media[i])
                 case {"region": {"media": int(i)} as region} if i in shown:
                     # Regions count media as the conversation shows them.
-                    parts.append(_region(region | {"media": shown.index(i)}))
+                    parts.append(region_of(region | {"media": shown.index(i)}))
                 case _:
                     raise ValueError(f"part {part!r:.200} among {len(record.media)} media")
         if turn["role"] not in get_args(Role) or not isinstance(turn.get("learn"), bool | None):
             raise ValueError(f"role {turn['role']!r:.100}, learn {turn.get('learn')!r:.100}")
         turns.append(Turn(turn["role"], tuple(parts), turn.get("learn")))
     return Conversation(tuple(turns))
-
-
-def _region(facts: dict[str, Any]) -> Region:
-    """Raises ValueError or TypeError for facts that are no region."""
-    shapes: dict[str, Any] = {}
-    for name, length in (("box", 4), ("point", 2)):
-        if name in facts:
-            shapes[name] = _numbers(facts[name], length)
-    if "tube" in facts:
-        shapes["tube"] = tuple(_numbers(box, 5) for box in facts["tube"])
-    if "time_s" in facts:
-        shapes["time_s"] = float(facts["time_s"])
-    return Region(**(facts | shapes))
-
-
-def _numbers(found: Sequence[Any], length: int) -> tuple[float, ...]:
-    numbers = tuple(float(number) for number in found)
-    if len(numbers) != length or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"wanted {length} numbers, found {found!r:.200}")
-    return numbers

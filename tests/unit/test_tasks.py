@@ -188,7 +188,7 @@ ASK = {"from": "human", "value": "<image>"}
         ({"image": 7, "conversations": [ASK, HI]}, "unreadable media path"),
         ({"conversations": [{"from": "human", "value": "?"}]}, "no answer"),
         ({"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": " "}]}, "no answer"),
-        ({"conversations": [{"from": "tool", "value": "?"}, HI]}, "unknown role"),
+        ({"conversations": [{"from": "robot", "value": "?"}, HI]}, "unknown role"),
         ({"conversations": [{"from": ["human"], "value": "?"}, HI]}, "unknown role"),
         ({"conversations": [{"from": "human", "value": None}, HI]}, "unreadable turn"),
         ({"conversations": ["hello"]}, "unreadable turn"),
@@ -223,7 +223,7 @@ def test_one_bad_row_does_not_hide_the_others(folder: Path) -> None:
 
 
 def test_a_missing_or_broken_file_is_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"no format of task instruct for split train.*\n.*train.json, train.jsonl"):
+    with pytest.raises(ValueError, match=r"(?s)no format of task instruct for split train.*chat: train.json, train.jsonl"):
         list(read("instruct", folder))
     (folder / "train.json").write_text('[{"a": 1}, ')
     with pytest.raises(ValueError, match=r"train.json in .* is no whole JSON"):

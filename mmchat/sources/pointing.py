@@ -1,0 +1,123 @@
+"""Questions about a place in a picture, or answered by one: PointQA and Visual7W's pointing questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmchat.conversation import MediaRef, Record
+from mmchat.errors import SampleError
+from mmchat.regions import read_box
+from mmchat.sources.files import Files
+from mmchat.sources.source import Source
+
+_POINTQA = tuple(f"{at}{kind}qa_dataset.json" for at in ("", "*/") for kind in ("local", "looktwice"))
+_QUESTIONS = {"general": "general_question", "object": "obj_question", "super": "super_question"}
+
+
+def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """PointQA (arXiv 2011.13681, github.com/arjunmani/pointingqa): LocalQA and LookTwiceQA, on Visual Genome.
+
+    {local,looktwice}qa_dataset.json maps a picture's number to its questions, *_SPLIT_imgs.json lists the numbers of
+    a split (LocalQA's final test is testfinal). Boxes are {x, y, w, h}, points {x, y}.
+    """
+    name = files.one(*_POINTQA)
+    listed = files.one(*(name.replace("dataset", f"{one}_imgs") for one in (split, f"{split}final")))
+    images = {str(number) for number in files.rows(listed)}
+    shape, question = options.get("region", "point"), _QUESTIONS.get(options.get("question", "general"))
+    if shape not in ("point", "box") or question is None:
+        raise ValueError(f"--set region=point|box, --set question={'|'.join(_QUESTIONS)}; found {dict(options)}")
+    for image, asked in files.pairs(name):
+        if image not in images:
+            continue
+        try:
+            item = genome_picture(files, image)
+            if not isinstance(asked, list):
+                raise SampleError("unreadable row", f"wanted a list of questions, found {asked!r:.200}")
+        except SampleError as error:
+            yield SampleError(error.reason, f"{name} picture {image}: {error.detail}")
+            continue
+        for number, row in enumerate(asked):
+            try:
+                for place, (text, region, answer) in enumerate(_pointed(row, shape, question)):
+                    facts = {"question": text, "answers": [answer], "regions": [{"media": 0, **region}]}
+                    yield Record(f"{image}/{number}-{place}", facts, (item,))
+            except (SampleError, KeyError, TypeError, ValueError) as error:
+                reason = error.reason if isinstance(error, SampleError) else "unreadable row"
+                yield SampleError(reason, f"{name} picture {image} question {number}: {error!r}")
+
+
+def _pointed(row: Mapping[str, Any], shape: str, question: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Question, place and answer; a question of LocalQA has an answer for each of its objects."""
+    if "all_objs" in row:
+        boxes, points, answers = row["all_objs"], row["points"], row["all_ans"]
+        if not len(boxes) == len(points) == len(answers):
+            raise SampleError("unlike rows", f"{len(boxes)} objects, {len(points)} points, {len(answers)} answers")
+        for box, point, answer in zip(boxes, points, answers, strict=True):
+            yield row["question"], _place(shape, box, point), str(answer)
+    else:
+        point = row.get("point")
+        if shape == "point" and point is None:
+            raise SampleError("no point", "this question has a box only: --set region=box")
+        yield row[question], _place(shape, row["bbox"], point), str(row["ans"])
+
+
+def _place(shape: str, box: Any, point: Any) -> dict[str, Any]:
+    if shape == "point":
+        return {"point": [float(point["x"]), float(point["y"])]}
+    return {"box": read_box([box[side] for side in "xywh"], "xywh")}
+
+
+def genome_picture(files: Files, image: Any) -> MediaRef:
+    """A picture of Visual Genome by its number, in either of its two folders. Raises SampleError."""
+    folders = ("VG_100K/", "VG_100K_2/", "", "images/VG_100K/", "images2/VG_100K_2/")
+    names = [f"{folder}{image}.jpg" for folder in folders]
+    return files.media("image", names[0], *names[1:])
+
+
+def read_visual7w(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """Visual7W pointing (arXiv 1511.03416): dataset_v7w_pointing.json, pictures images/v7w_NUMBER.jpg.
+
+    Boxes are listed apart, by box_id, as x, y, width, height; they are held in memory (50 MB). The right box comes
+    first in the facts; a box that starts a pixel before the picture is clamped to it.
+    """
+    name = files.one("dataset_v7w_pointing.json", "*/dataset_v7w_pointing.json")
+    boxes = {box.get("box_id"): box for box in files.items(name, "boxes.item") if isinstance(box, dict)}
+    for image in files.items(name, "images.item"):
+        if image.get("split") != split:
+            continue
+        file = str(image.get("filename"))
+        for qa in image.get("qa_pairs", []):
+            try:
+                item = files.media("image", f"images/{file}", file)
+                match qa:
+                    case {"qa_id": int(number), "question": str(asked), "answer": right, "multiple_choices": [*others]}:
+                        candidates = [_box(boxes, one) for one in (right, *others)]
+                        facts = {"question": asked, "candidates": candidates, "answer": 0}
+                        yield Record(f"{number:08d}", facts, (item,))
+                    case _:
+                        raise SampleError("unreadable row", f"wanted question, answer, multiple_choices; {qa!r:.200}")
+            except SampleError as error:
+                yield SampleError(error.reason, f"{name} {file}: {error.detail}")
+
+
+def _box(boxes: Mapping[Any, dict[str, Any]], number: Any) -> tuple[float, float, float, float]:
+    try:
+        box = boxes[number]
+        return read_box([box[side] for side in ("x", "y", "width", "height")], "xywh")
+    except (KeyError, TypeError, ValueError) as error:
+        raise SampleError("unreadable box", f"box_id {number!r}: {error!r}") from error
+
+
+SOURCES = {
+    "pointqa": Source(
+        ("vqa",),
+        _POINTQA,
+        read_pointqa,
+        {
+            "region": "point (default) or box: how the place is named",
+            "question": "of LookTwiceQA: general (default), object or super",
+        },
+    ),
+    "visual7w": Source(("point",), ("dataset_v7w_pointing.json", "*/dataset_v7w_pointing.json"), read_visual7w),
+}

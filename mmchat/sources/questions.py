@@ -1,0 +1,154 @@
+"""Questions with short answers: VQAv2 on pictures; ActivityNet-QA, MSRVTT-QA and MSVD-QA on videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from mmchat.conversation import MediaRef, Record
+from mmchat.errors import SampleError
+from mmchat.sources.files import Files
+from mmchat.sources.source import Source
+
+VIDEO_TYPES = ("mp4", "mkv", "webm", "avi")
+_VQA_SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+
+
+def read_vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """VQAv2 (visualqa.org): v2_OpenEnded_mscoco_SUBSET_questions.json and v2_mscoco_SUBSET_annotations.json.
+
+    The most common answer comes first, then the other annotators' (ten in all, repeated as they were given, as the
+    metric counts them). Test subsets have no answers, so that there is nothing to learn from: they are refused.
+    """
+    subset = _VQA_SUBSETS.get(split, split)
+    questions = files.one(
+        f"v2_OpenEnded_mscoco_{subset}_questions.json", f"*/v2_OpenEnded_mscoco_{subset}_questions.json"
+    )
+    names = files.find(f"v2_mscoco_{subset}_annotations.json", f"*/v2_mscoco_{subset}_annotations.json")
+    if not names:
+        raise ValueError(f"{files} has no v2_mscoco_{subset}_annotations.json; test sets have no answers")
+    folder = "test2015" if subset.startswith("test") else subset
+    for pair in _joined(files.items(questions, "questions.item"), files.items(names[0], "annotations.item")):
+        try:
+            match _both(pair):
+                case {
+                    "question_id": int(number),
+                    "image_id": int(image),
+                    "question": str(question),
+                    "multiple_choice_answer": str(answer),
+                    "answers": [*given],
+                }:
+                    others = [one.get("answer") for one in given if isinstance(one, dict)]
+                    facts = {"question": question, "answers": [answer, *others], "image_id": image}
+                    facts |= {name: pair[1][name] for name in ("question_type", "answer_type") if name in pair[1]}
+                    file = f"COCO_{folder}_{image:012d}.jpg"
+                    item = files.media("image", f"{folder}/{file}", file, f"images/{folder}/{file}")
+                    yield Record(f"{number}", facts, (item,))
+                case found:
+                    raise SampleError("unreadable row", f"wanted image_id, question, answers; {found!r:.200}")
+        except SampleError as error:
+            yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
+
+
+def read_activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """ActivityNet-QA (github.com/MILVLG/activitynet-qa): SPLIT_q.json and SPLIT_a.json, joined by question_id.
+
+    question_type: 0 motion, 1 spatial, 2 temporal, 3 yes/no, 4 colour, 5 object, 6 location, 7 number, 8 other.
+    Videos are files v_NAME or NAME, of any of the usual types.
+    """
+    questions = files.one(f"{split}_q.json", f"*/{split}_q.json")
+    answers = files.one(f"{split}_a.json", f"*/{split}_a.json")
+    for pair in _joined(files.rows(questions), files.rows(answers)):
+        try:
+            match _both(pair):
+                case {
+                    "question_id": str(key),
+                    "video_name": str(name),
+                    "question": str(question),
+                    "answer": str(answer),
+                    "type": int(kind),
+                }:
+                    facts = {"question": _asked(question), "answers": [answer], "question_type": kind}
+                    yield Record(key, facts | {"video_name": name}, (video(files, f"v_{name}", name),))
+                case found:
+                    raise SampleError("unreadable row", f"wanted video_name, question, answer and type; {found!r:.200}")
+        except SampleError as error:
+            yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
+
+
+def read_msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """MSRVTT-QA (github.com/xudejing/video-question-answering): SPLIT_qa.json; videos videoN.mp4."""
+    return _video_qa(files, split, lambda number: video(files, f"video{number}"))
+
+
+def read_msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """MSVD-QA, of the same makers: SPLIT_qa.json, and youtube_mapping.txt of lines "NAME vidN" for videos NAME.avi."""
+    lines = files.text(files.one("youtube_mapping.txt", "*/youtube_mapping.txt")).splitlines()
+    names = {number: name for name, number in (line.split() for line in lines if line.strip())}
+    return _video_qa(files, split, lambda number: video(files, names.get(f"vid{number}", f"vid{number}")))
+
+
+def _video_qa(files: Files, split: str, find: Any) -> Iterator[Record | SampleError]:
+    name = files.one(f"{split}_qa.json", f"*/{split}_qa.json")
+    for number, row in enumerate(files.rows(name)):
+        try:
+            match row:
+                case {"id": int(key), "video_id": int(clip), "question": str(question), "answer": str(answer)}:
+                    facts = {"question": _asked(question), "answers": [answer], "video_id": clip}
+                    yield Record(f"{key:08d}", facts, (find(clip),))
+                case SampleError():
+                    raise row
+                case _:
+                    raise SampleError("unreadable row", f"wanted id, video_id, question, answer; {row!r:.200}")
+        except SampleError as error:
+            yield SampleError(error.reason, f"{name} row {number}: {error.detail}")
+
+
+def video(files: Files, *stems: str) -> MediaRef:
+    """The video of one of these names, in the folder or in videos/. Raises SampleError."""
+    names = [f"{folder}{stem}.{type_}" for folder in ("", "videos/") for stem in stems for type_ in VIDEO_TYPES]
+    return files.media("video", names[0], *names[1:])
+
+
+def _asked(question: str) -> str:
+    """The question with its mark, which the video sets leave out."""
+    return question if question.rstrip().endswith("?") else f"{question.rstrip()}?"
+
+
+def _joined(questions: Iterable[Any], answers: Iterable[Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Questions with their answers by question_id, in the order of the questions.
+
+    Answers that come before their question wait in memory: none, where both files have the same order. A question
+    without an answer comes with an empty one. What is no object with a question_id is passed on as it is.
+    """
+    waiting: dict[Any, dict[str, Any]] = {}
+    rest = iter(answers)
+    for question in questions:
+        key = question.get("question_id") if isinstance(question, dict) else None
+        while key is not None and key not in waiting:
+            answer = next(rest, None)
+            if answer is None:
+                break
+            if isinstance(answer, dict):
+                waiting[answer.get("question_id")] = answer
+        yield (question if isinstance(question, dict) else {"row": question}), waiting.pop(key, {})
+
+
+def _both(pair: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
+    """Both rows as one. Raises SampleError where the answer is missing, or is for another picture."""
+    question, answer = pair
+    if not answer:
+        raise SampleError("no answer", "no annotation has this question_id")
+    if "image_id" in question and question["image_id"] != answer.get("image_id"):
+        raise SampleError("unlike rows", f"image {question['image_id']} asked, {answer.get('image_id')!r} answered")
+    return {**answer, **question}
+
+
+SOURCES = {
+    "vqa2": Source(
+        ("vqa",), ("v2_OpenEnded_mscoco_*_questions.json", "*/v2_OpenEnded_mscoco_*_questions.json"), read_vqa2
+    ),
+    "activitynet_qa": Source(("vqa",), ("{split}_q.json", "*/{split}_q.json"), read_activitynet_qa),
+    "msvd_qa": Source(("vqa",), ("youtube_mapping.txt", "*/youtube_mapping.txt"), read_msvd_qa),
+    "msrvtt_qa": Source(("vqa",), ("{split}_qa.json", "*/{split}_qa.json"), read_msrvtt_qa),
+}

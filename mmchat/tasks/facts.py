@@ -1,0 +1,65 @@
+"""What tasks share in reading facts: each value of the wanted kind, or a SampleError that says what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mmchat.conversation import Record, Region
+from mmchat.errors import SampleError
+
+
+def text_of(record: Record, name: str) -> str:
+    """A text that is not blank."""
+    found = record.facts.get(name)
+    if not isinstance(found, str) or not found.strip():
+        raise SampleError(f"no {name}", f"{record.key}: wanted text under {name!r}, found {found!r:.200}")
+    return found
+
+
+def texts_of(record: Record, name: str) -> list[str]:
+    """Texts that are not blank, at least one."""
+    found = record.facts.get(name)
+    if not isinstance(found, list) or not found or not all(isinstance(x, str) and x.strip() for x in found):
+        raise SampleError(
+            f"no {name.removesuffix('s')}", f"{record.key}: wanted texts under {name!r}, found {found!r:.200}"
+        )
+    return found
+
+
+def boxes_of(record: Record, name: str) -> list[tuple[float, float, float, float]]:
+    """Boxes [x1, y1, x2, y2]; there may be none."""
+    found = record.facts.get(name)
+    try:
+        return [_numbers(box, 4) for box in found]  # type: ignore[union-attr, misc]
+    except (TypeError, ValueError) as error:
+        raise SampleError(f"unreadable {name}", f"{record.key}: wanted boxes under {name!r}: {error}") from error
+
+
+def regions_of(record: Record, found: Any) -> list[Region]:
+    """Regions from their facts: {"media": 0, "box" | "point" | "tube": [...], "label", "time_s"}."""
+    try:
+        return [region_of(facts) for facts in found]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SampleError("unreadable regions", f"{record.key}: {error}, in {found!r:.200}") from error
+
+
+def region_of(facts: dict[str, Any]) -> Region:
+    """One region from its facts. Raises ValueError or TypeError for facts that are no region."""
+    shapes: dict[str, Any] = {}
+    for name, length in (("box", 4), ("point", 2)):
+        if name in facts:
+            shapes[name] = _numbers(facts[name], length)
+    if "tube" in facts:
+        shapes["tube"] = tuple(_numbers(box, 5) for box in facts["tube"])
+    if "time_s" in facts:
+        shapes["time_s"] = float(facts["time_s"])
+    return Region(**(facts | shapes))
+
+
+def _numbers(found: Sequence[Any], length: int) -> tuple[float, ...]:
+    numbers = tuple(float(number) for number in found)
+    if len(numbers) != length or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"wanted {length} numbers, found {found!r:.200}")
+    return numbers

@@ -1,0 +1,76 @@
+"""Referring expression comprehension: where is what an expression names?
+
+Facts: {"expressions": ["...", ...], "boxes": [[x1, y1, x2, y2], ...]}: each of the expressions names all of the boxes,
+in pixels; without boxes, nothing in the picture is meant. Optionally "more": further {"expressions", "boxes"} of the
+same picture, some of which are asked first, so that a picture with fifty regions is stored and encoded once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from mmchat.conversation import Conversation, Part, Record, Region, Turn
+from mmchat.errors import SampleError
+from mmchat.tasks.box_score import Box, num_matched, parsed_boxes
+from mmchat.tasks.facts import boxes_of, texts_of
+
+PROMPTS = (
+    "Where is this: {}",
+    "Locate: {}",
+    "Give the position of what this names: {}",
+    "Which part of the picture is meant by this? {}",
+    "Mark all that fits: {}",
+    "Find {}.",
+)
+NOTHING = "There is none."
+MAX_TARGETS = 8  # asked in one conversation
+
+
+class REC:
+    """A turn a target; the one that is scored is last."""
+
+    def conversation(self, record: Record, rng: random.Random) -> Conversation:
+        turns: list[Turn] = []
+        for expressions, boxes in targets(record, rng):
+            question: list[Part] = [rng.choice(PROMPTS).replace("{}", rng.choice(expressions))]
+            turns.append(Turn("user", (*([] if turns else record.media), *question)))
+            turns.append(Turn("assistant", tuple(region_parts(boxes)) or (NOTHING,)))
+        return Conversation(tuple(turns))
+
+    def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
+        """Share of answers that have each wanted box, at an IoU above 0.5, and no other; an empty one needs no box.
+
+        For one box this is the field's accuracy, where an answer of two boxes is wrong. Answers are read as
+        `mmchat.tasks.box_score` says, so they must be in the default dialect.
+        """
+        return {"accuracy": sum(_is_right(*one) for one in zip(answers, records, strict=True)) / len(records)}
+
+
+def targets(record: Record, rng: random.Random) -> list[tuple[list[str], list[Box]]]:
+    """Expressions and boxes to ask for in turn. Raises SampleError."""
+    if not record.media:
+        raise SampleError("no media", f"{record.key}: wanted a picture")
+    more = record.facts.get("more", [])
+    if not isinstance(more, list) or not all(isinstance(facts, dict) for facts in more):
+        raise SampleError("unreadable facts", f"{record.key}: wanted a list under 'more', found {more!r:.200}")
+    drawn = rng.sample(more, min(len(more), MAX_TARGETS - 1))
+    asked = [Record(record.key, facts) for facts in (*drawn, record.facts)]
+    return [(texts_of(one, "expressions"), boxes_of(one, "boxes")) for one in asked]
+
+
+def region_parts(boxes: Sequence[Box]) -> list[Part]:
+    """The boxes, a blank apart."""
+    parts: list[Part] = []
+    for box in boxes:
+        parts += [*([" "] if parts else []), Region(0, box=box)]
+    return parts
+
+
+def _is_right(answer: str, record: Record) -> bool:
+    try:
+        wanted = boxes_of(record, "boxes")
+    except SampleError:
+        return False
+    found = parsed_boxes(answer, record)
+    return len(found) == len(wanted) == num_matched(found, wanted)

@@ -1,0 +1,40 @@
+"""Questions about pictures and videos, answered in a word or a phrase.
+
+Facts: {"question": "...", "answers": ["...", ...], "regions": [{"media": 0, "box" | "point": [...]}]}. The first
+answer is the one that is learned, the others are further annotators'; regions, where there are any, are what the
+question is about.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from mmchat.conversation import Conversation, Part, Record, Turn
+from mmchat.tasks.facts import regions_of, text_of, texts_of
+from mmchat.tasks.text_score import references, score_texts
+
+SHORT = (" Answer in a word or a short phrase.", " Give a short answer.", " Answer briefly.", "")
+ABOUT = ("About {}: ", "Look at {}. ", "This is about {}. ")
+
+
+class VQA:
+    """Asks the question as it is."""
+
+    def conversation(self, record: Record, rng: random.Random) -> Conversation:
+        question, answer = text_of(record, "question"), _answers(record)[0]
+        parts: list[Part] = [*record.media]
+        if regions := regions_of(record, record.facts.get("regions", [])):
+            before, _, after = rng.choice(ABOUT).partition("{}")
+            parts += [before, *regions, after]
+        parts.append(question + rng.choice(SHORT))
+        return Conversation((Turn("user", tuple(parts)), Turn("assistant", (answer,))))
+
+    def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
+        """Compares each answer with the annotator's that is nearest to it."""
+        return score_texts(answers, [references(record, _answers) for record in records])
+
+
+def _answers(record: Record) -> list[Any]:
+    return texts_of(record, "answers")

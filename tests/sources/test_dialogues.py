@@ -1,0 +1,126 @@
+"""VQAv2, ActivityNet-QA, MSRVTT-QA, MSVD-QA, Visual Dialog, AVSD and Image-Chat."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from mmchat.conversation import MediaHeader, MediaRef, Record, Region
+from mmchat.errors import SampleError
+from mmchat.sources import read_source
+from mmchat.sources.files import Files
+from mmchat.tasks import TASKS
+from tests.sources.fixtures_dialogues import FIXTURES
+from tests.sources.made import records_of
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_good_records_are_read_and_others_are_counted(tmp_path: Path, name: str) -> None:
+    fixture = FIXTURES[name](tmp_path)
+    good, bad = records_of(fixture, name)
+    assert len(good) == fixture.num_samples and bad == fixture.skipped
+    assert len({record.key for record in good}) == len(good)
+    assert all(item.read() for record in good for item in record.media)
+
+
+def test_vqa2_joins_by_number_in_any_order(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["vqa2"](tmp_path), "vqa2")
+    first = good[0]
+    assert first.facts["answers"] == ["red", "dark red", *["red"] * 9] and first.facts["answer_type"] == "other"
+    assert [record.facts["question"] for record in good] == ["What colour is it?", "Is it round?", "How many?"]
+    asked = TASKS["vqa"].conversation(first, random.Random(0))
+    assert asked.turns[1].parts == ("red",)
+    assert TASKS["vqa"].score(["Dark red", "blue"], [first, first])["exact_match"] == 0.5
+
+
+def test_vqa2_test_sets_have_nothing_to_learn(tmp_path: Path) -> None:
+    FIXTURES["vqa2"](tmp_path)
+    (tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json").write_text('{"questions": []}')
+    with pytest.raises(ValueError, match="test sets have no answers"):
+        list(read_source("vqa2", Files(tmp_path), "test"))
+
+
+def test_video_questions_get_their_mark_and_type(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["activitynet_qa"](tmp_path), "activitynet_qa")
+    assert good[0].facts == {
+        "question": "is it moving?", "answers": ["yes"], "question_type": 3, "video_name": "1QIUV7WYKXg"
+    }  # fmt: skip
+
+
+def test_visdial_rounds_are_history(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["visdial"](tmp_path), "visdial")
+    first, second = (record.facts["rounds"] for record in good)
+    assert first[1]["options"][first[1]["gt_index"]] == first[1]["answer"] == "answer 8"
+    assert "relevance" not in first[1] and "relevance" not in second[0] and second[1]["relevance"][99] == 0.4
+    turns = TASKS["visdial"].conversation(good[0], random.Random(0)).turns
+    assert [turn.role for turn in turns] == ["user", "assistant"] * 2
+    assert "a circle of kind 0" in str(turns[0].parts[1]) and str(turns[0].parts[1]).endswith("is it red?")
+    assert turns[2].parts == ("how many are there?",) and turns[3].parts == ("answer 8",)
+
+
+def test_visdial_keeps_candidates_as_told(tmp_path: Path) -> None:
+    FIXTURES["visdial"](tmp_path)
+    found = list(read_source("visdial", Files(tmp_path), "val", {"candidates": "no"}))
+    assert isinstance(found[0], Record) and "options" not in found[0].facts["rounds"][0]
+
+
+def test_a_last_round_may_lack_its_answer(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["avsd"](tmp_path), "avsd")
+    turns = TASKS["visdial"].conversation(good[0], random.Random(0)).turns
+    assert [turn.role for turn in turns] == ["user", "assistant", "user"]
+    broken = Record("k", good[0].facts | {"rounds": good[0].facts["rounds"][::-1]}, good[0].media)
+    with pytest.raises(SampleError, match="unreadable round"):
+        TASKS["visdial"].conversation(broken, random.Random(0))
+
+
+def test_image_chat_speaks_last(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["image_chat"](tmp_path), "image_chat")
+    assert len(good[0].facts["candidates"][1]) == 100
+    turns = TASKS["image_chat"].conversation(good[0], random.Random(0)).turns
+    assert [turn.role for turn in turns] == ["user", "assistant", "user", "assistant"]
+    assert "sweet" in str(turns[0].parts[1]) and turns[3].parts == ("It is to me.",)
+    two = Record("k", good[0].facts | {"turns": good[0].facts["turns"][:2]}, good[0].media)
+    turns = TASKS["image_chat"].conversation(two, random.Random(0)).turns
+    assert [turn.role for turn in turns] == ["user", "assistant"] and "skeptical" in str(turns[0].parts[1])
+    assert "What a lovely circle!" in str(turns[0].parts[1])
+
+
+def test_pointing_asks_with_boxes_and_answers_with_one() -> None:
+    task, boxes = TASKS["point"], [[0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30], [20, 20, 30, 30]]
+    media = (MediaRef("image", b"", MediaHeader(40, 40)),)
+    record = Record("k", {"question": "Which is top left?", "candidates": boxes, "answer": 0}, media)
+    orders = set()
+    for seed in range(20):
+        asked, answered = task.conversation(record, random.Random(seed)).turns
+        regions = [part.box for part in asked.parts if isinstance(part, Region)]
+        orders.add(tuple(map(boxes.index, map(list, regions))))
+        assert sorted(map(list, regions)) == sorted(boxes) and answered.parts == (Region(0, box=(0, 0, 10, 10)),)
+    assert len(orders) > 5
+    answers = ["[0.000,0.000,0.250,0.250]", "It is [0.500,0.000,0.750,0.250].", "no box", "[0,0,1,1] [0,0,1,1]"]
+    assert task.score(answers, [record] * 4) == {"accuracy": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("task", "facts", "reason"),
+    [
+        ("vqa", {"question": "", "answers": ["a"]}, "no question"),
+        ("vqa", {"question": "What?", "answers": []}, "no answer"),
+        (
+            "vqa",
+            {"question": "?", "answers": ["a"], "regions": [{"media": 0, "box": [1, 2]}]},
+            "unreadable regions",
+        ),
+        ("point", {"question": "Which?", "candidates": [[0, 0, 1]], "answer": 0}, "unreadable candidates"),
+        ("point", {"question": "Which?", "candidates": [[0, 0, 1, 1]], "answer": 1}, "no answer"),
+        ("visdial", {"caption": "x", "rounds": []}, "no rounds"),
+        ("visdial", {"rounds": [{"question": "a", "answer": "b"}]}, "no caption"),
+        ("image_chat", {"turns": [{"text": "x"}]}, "unreadable turn"),
+        ("transcribe", {"text": "..."}, "no text"),
+    ],
+)
+def test_facts_that_cannot_be_phrased(task: str, facts: dict, reason: str) -> None:
+    with pytest.raises(SampleError) as error:
+        TASKS[task].conversation(Record("k", facts, (MediaRef("image", b""),)), random.Random(0))
+    assert error.value.reason == reason
