@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from data_prep.open_data import POCKETSPHINX
 from data_prep.packages import (
     DOWNLOADS,
     ROOT,
@@ -56,7 +57,7 @@ SOURCE = "source.json"
 # Raised when a converter writes something else: folders of another version are made anew.
 CONVERTER_VERSION = 1
 
-# A picture and a recording whose content is known.
+# Pictures whose content is known.
 PICTURES = Package(
     "pypi",
     "scikit-image",
@@ -65,14 +66,6 @@ PICTURES = Package(
     "c5c378db54e61b491b9edeefff87e49fcf7fdf729bb93c777d7a5f15d36f743e",
     "CC0 (the pictures)",
     wheel_of=("3.11", "manylinux_2_17_x86_64"),
-)
-SPEECH = Package(
-    "debian",
-    "pocketsphinx-testdata",
-    "0.8+5prealpha+1-15",
-    "pocketsphinx-testdata_0.8+5prealpha+1-15_all.deb",
-    "eaeb7a01d54f20b799d1a81ef110ec544b2cb47ea006614078220737a33019f0",
-    "public domain (LibriVox recordings)",
 )
 
 
@@ -589,7 +582,7 @@ def _tokenizer_only(members: Path) -> Path:
 
 
 def _check_whisper_tiny_en(folder: Path, cache: Path) -> str:
-    clips = fetch_debian(SPEECH, cache) / "usr/share/pocketsphinx/test/data/librivox"
+    clips = fetch_debian(POCKETSPHINX, cache) / "usr/share/pocketsphinx/test/data/librivox"
     # Lines "<s> what was read </s> (clip)".
     lines = (clips / "transcription").read_text().splitlines()
     said = []

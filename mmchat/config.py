@@ -14,6 +14,7 @@ from mmchat.conversation import MODALITIES, Modality
 from mmchat.models.build import ModelConfig
 from mmchat.regions import Dialect, Frame, RegionFormat
 from mmchat.schema import Schema
+from mmchat.storage import CacheConfig
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -137,13 +138,14 @@ class LogConfig(Schema):
 
 
 class RunConfig(Schema):
-    """A whole run. checkpoints: folder under which <run>/<stage>/step-NNNNNN appears."""
+    """A whole run. checkpoints: folder under which <run>/<stage>/step-NNNNNN appears. cache: of shards behind URLs."""
 
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     seed: int = 0
     checkpoints: str = "checkpoints"
     model: ModelConfig
     chat: ChatConfig = ChatConfig()
+    cache: CacheConfig = CacheConfig()
     stages: Annotated[list[StageConfig], Field(min_length=1)]
     log: LogConfig = LogConfig()
 

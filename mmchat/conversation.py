@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmchat.storage import File, inflate, read_local
+
 Modality = Literal["image", "video", "audio"]
 Role = Literal["system", "user", "assistant"]
 
@@ -29,20 +31,29 @@ class MediaHeader:
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """Bytes that lie inside a file, read when they are needed."""
+    """`size` bytes that lie inside a file, read when they are needed.
+
+    Attributes:
+        deflated_size: where set, that many bytes of raw deflate lie there (a member of a zip), which inflate to `size`.
+        file: the opened file, local or behind a URL; without it the local `path` is opened for the read.
+    """
 
     path: str
     offset: int
     size: int
+    deflated_size: int | None = None
+    file: File | None = None
 
     def read(self) -> bytes:
         """Returns the bytes. Raises OSError where the file is shorter than it should be."""
-        with open(self.path, "rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) != self.size:
-            raise OSError(f"{self.path}: wanted {self.size} bytes at {self.offset}, found {len(data)}")
-        return data
+        stored = self.size if self.deflated_size is None else self.deflated_size
+        data = self.file.read(self.offset, stored) if self.file else read_local(self.path, self.offset, stored)
+        if self.deflated_size is None:
+            return data
+        try:
+            return inflate(data, self.size)
+        except OSError as error:
+            raise OSError(f"{self.path} at {self.offset}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +16,12 @@ from mmchat.config import SourceConfig
 from mmchat.conversation import Record
 from mmchat.data.lanes import Lane, SampleId, Source
 from mmchat.data.shards import Shard, expand_shards
+from mmchat.storage import CacheConfig
 from mmchat.tasks import TASKS, Task
 
 
 class Mixture:
-    """The opened sources of a stage.
+    """The opened sources of a stage; shards behind URLs are read through `cache`.
 
     Attributes:
         sources: names and sizes, for lanes.
@@ -29,12 +32,12 @@ class Mixture:
     empty.
     """
 
-    def __init__(self, configs: Sequence[SourceConfig]) -> None:
+    def __init__(self, configs: Sequence[SourceConfig], cache: CacheConfig | None = None) -> None:
         if not configs:
             raise ValueError("a mixture needs at least one source")
         if twice := [name for name, count in Counter(config.name for config in configs).items() if count > 1]:
             raise ValueError(f"sources must have different names; found more than once: {twice}")
-        self._shards = {config.name: _open_shards(config) for config in configs}
+        self._shards = {config.name: _open_shards(config, cache) for config in configs}
         self._ends = {  # source name to [shards] number of samples up to the end of each shard
             name: np.cumsum([shard.num_samples for shard in shards]) for name, shards in self._shards.items()
         }
@@ -73,18 +76,25 @@ def _task(config: SourceConfig) -> Task:
     return TASKS[config.task]
 
 
-def _open_shards(config: SourceConfig) -> list[Shard]:
+def _open_shards(config: SourceConfig, cache: CacheConfig | None) -> list[Shard]:
+    def opened(path: Path | str) -> Shard | ValueError:
+        try:
+            return Shard(path, cache)
+        except ValueError as error:
+            return error
+
     shards: list[Shard] = []
     errors: list[str] = []
     try:
         paths = expand_shards(config.shards)
     except ValueError as error:
         raise ValueError(f"source {config.name!r}: {error}") from error
-    for path in paths:
-        try:
-            shards.append(Shard(path))
-        except ValueError as error:
-            errors.append(str(error))
+    with ThreadPoolExecutor(16) as pool:  # a store answers after milliseconds, and there may be thousands of shards
+        for shard in pool.map(opened, paths):
+            if isinstance(shard, Shard):
+                shards.append(shard)
+            else:
+                errors.append(str(shard))
     if errors:
         raise ValueError(f"source {config.name!r}: {len(errors)} shards cannot be used:\n  " + "\n  ".join(errors))
     if not any(shard.num_samples for shard in shards):

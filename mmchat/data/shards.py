@@ -1,4 +1,4 @@
-"""Shards: plain webdataset tars with an index beside each, read by offset through the index.
+"""Shards: plain webdataset tars with an index beside each, local or behind a URL, read by offset through the index.
 
 A sample is `KEY.json` (its facts, any JSON object) and media members `KEY.0.jpg`, `KEY.1.mp4`, ... The
 optional fact `"media": [{"modality": "image", "member": "0.jpg"}, ...]` names the items in order; a null
@@ -28,6 +28,7 @@ import numpy as np
 
 from mmchat.conversation import MediaHeader, MediaRef, Modality, Record, StoredBytes
 from mmchat.errors import SampleError
+from mmchat.storage import CacheConfig, File, find, is_url
 
 FORMAT = 1
 INDEX_SUFFIX = ".index.jsonl"
@@ -39,7 +40,8 @@ MEDIA_TYPES: dict[Modality, tuple[str, ...]] = {
 }
 MODALITY_BY_TYPE = {type_: modality for modality, types in MEDIA_TYPES.items() for type_ in types}
 ALLOWED_TYPES = frozenset({"json", "txt", "npy", "safetensors", *MODALITY_BY_TYPE})
-PICKLE_TYPES = frozenset({"pkl", "pickle", "pyd", "pth", "pt"})
+# The last two are lists of media as NVIDIA's converters for Megatron-Energon pickle them.
+PICKLE_TYPES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "jpgs", "videos"})
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 64
@@ -56,6 +58,7 @@ class IndexEntry:
         media: the items in order, with their headers and still in the shard.
         num_characters: length of all strings in the facts together.
         problem: reason and detail, where the sample cannot be used.
+        facts: of a foreign sample whose members are not facts as they lie (mmchat.data.foreign); they count then.
     """
 
     key: str
@@ -63,24 +66,31 @@ class IndexEntry:
     media: tuple[MediaRef, ...]
     num_characters: int
     problem: tuple[str, str] | None
+    facts: dict[str, Any] | None = None
 
 
 class Shard:
     """A tar and its index. Opening reads one line; the positions of the entries are read at the first use.
 
+    A `path` that is a URL is read in blocks through `cache`, the index too.
+
     Raises ValueError where the tar or its index is missing, or the tar is not the one that was indexed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str, cache: CacheConfig | None = None) -> None:
         self.path = path
-        self.index_path = index_path(path)
-        remedy = f"python data_prep/index_shards.py {path}"
-        if not path.is_file():
-            raise ValueError(f"shard {path} does not exist")
-        if not self.index_path.is_file():
-            raise ValueError(f"shard {path} has no index {self.index_path.name}; make it with: {remedy}")
-        with open(self.index_path, "rb") as file:
-            line = file.readline(4096)
+        self.index_path: Path | str = f"{path}{INDEX_SUFFIX}" if isinstance(path, str) else index_path(path)
+        cache = cache or CacheConfig()
+        self._remedy = f"python data_prep/index_shards.py {path}"
+        if isinstance(path, str) and is_url(path):
+            self._remedy += " on a local copy, and put the index beside the shard"
+        self._tar = _open(path, cache, f"shard {path} does not exist")
+        absent = f"shard {path} has no index {Path(self.index_path).name}; make it with: {self._remedy}"
+        self._index = _open(self.index_path, cache, absent)
+        try:
+            line = self._index.read(0, min(4096, self._index.num_bytes)).partition(b"\n")[0]
+        except OSError as error:
+            raise ValueError(f"the index of shard {path} cannot be read: {error}") from error
         try:
             header = json.loads(line)
             found = header["format"]
@@ -89,39 +99,41 @@ class Shard:
             self.sha256 = str(header["sha256"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.index_path} does not start with an index header; make it anew: {remedy}"
+                f"{self.index_path} does not start with an index header; make it anew: {self._remedy}"
             ) from error
         if found != FORMAT:
             raise ValueError(
-                f"{self.index_path} has format {found}, this version reads {FORMAT}; make it anew: {remedy}"
+                f"{self.index_path} has format {found}, this version reads {FORMAT}; make it anew: {self._remedy}"
             )
-        if (size := path.stat().st_size) != self.num_bytes:
+        if (size := self._tar.num_bytes) != self.num_bytes:
             raise ValueError(
                 f"shard {path} has {size} bytes, but {self.num_bytes} when it was indexed: it was cut short "
-                f"or replaced. Fetch it again, or index what is there now: {remedy}"
+                f"or replaced. Fetch it again, or index what is there now: {self._remedy}"
             )
-        self._first_entry = len(line)
+        self._first_entry = len(line) + 1
 
     @cached_property
     def _line_starts(self) -> np.ndarray:
         """[num_samples + 1] byte offsets in the index: eight bytes a sample are all that stays in memory."""
-        text = np.fromfile(self.index_path, dtype=np.uint8, offset=self._first_entry)
+        num_bytes = max(0, self._index.num_bytes - self._first_entry)
+        text = np.frombuffer(self._index.read(self._first_entry, num_bytes), dtype=np.uint8)
         starts = np.concatenate([[0], np.flatnonzero(text == ord("\n")) + 1]) + self._first_entry
         if len(starts) != self.num_samples + 1:
             raise ValueError(
                 f"{self.index_path} has {len(starts) - 1} entries, its header says {self.num_samples}; "
-                f"make it anew: python data_prep/index_shards.py {self.path}"
+                f"make it anew: {self._remedy}"
             )
         return starts
 
     def entry(self, i: int) -> IndexEntry:
-        """The index line of sample `i`; the tar is not touched."""
-        start, end = (int(x) for x in self._line_starts[i : i + 2])
-        with open(self.index_path, "rb") as file:
-            file.seek(start)
-            text = file.read(end - start)
+        """The index line of sample `i`; the tar is not touched. Raises SampleError."""
         try:
-            line = json.loads(text)
+            start, end = self._line_starts[i : i + 2].tolist()
+            text = self._index.read(start, end - start)
+        except OSError as error:
+            raise SampleError("unreadable shard", f"the index of {self.path}: {error}") from error
+        try:
+            line = _JSON.decode(text.decode())
             members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in line["members"].items()}
         except (ValueError, KeyError, TypeError) as error:
             raise SampleError(
@@ -129,11 +141,13 @@ class Shard:
             ) from error
         media = []
         for item in line["media"]:
-            header = {name: x for name, x in item.items() if name not in ("modality", "member")}
-            stored = None if item["member"] is None else self._stored(*members[item["member"]])
-            media.append(MediaRef(item["modality"], stored, MediaHeader(**header) if header else None))
+            modality, member = item.pop("modality"), item.pop("member")
+            stored = None
+            if member is not None:
+                stored = StoredBytes(self._tar.path, *self._inside(*members[member]), file=self._tar)
+            media.append(MediaRef(modality, stored, MediaHeader(**item) if item else None))
         problem = tuple(line["problem"]) if "problem" in line else None
-        return IndexEntry(line["key"], members, tuple(media), line["num_characters"], problem)
+        return IndexEntry(line["key"], members, tuple(media), line["num_characters"], problem, line.get("facts"))
 
     def record(self, i: int) -> Record:
         """The facts of sample `i`, read and parsed, and its media, still encoded in the shard.
@@ -145,42 +159,52 @@ class Shard:
         refuse_pickles(entry.members, where)
         if entry.problem is not None:
             raise SampleError(entry.problem[0], f"{self.path}: {entry.problem[1]}")
+        if entry.facts is not None:
+            return Record(entry.key, entry.facts, entry.media)
         suffix = facts_suffix(entry.members, where)
         try:
-            data = self._stored(*entry.members[suffix]).read()
+            data = self._tar.read(*self._inside(*entry.members[suffix]))
         except OSError as error:
             raise SampleError("unreadable shard", f"{where}: {error}") from error
         facts = parse_facts(data, suffix, where)
         facts.pop("media", None)
         return Record(entry.key, facts, entry.media)
 
-    def _stored(self, offset: int, size: int) -> StoredBytes:
+    def _inside(self, offset: int, size: int) -> tuple[int, int]:
         if not 0 <= offset <= offset + size <= self.num_bytes:
             raise ValueError(f"{self.index_path} points outside of its shard: {size} bytes at {offset}")
-        return StoredBytes(str(self.path), offset, size)
+        return offset, size
+
+
+def _open(path: Path | str, cache: CacheConfig, absent: str) -> File:
+    try:
+        return File.open(str(path), cache)
+    except FileNotFoundError as error:
+        raise ValueError(absent) from error
+    except OSError as error:
+        raise ValueError(str(error)) from error
 
 
 def index_path(shard: Path) -> Path:
     return shard.with_name(shard.name + INDEX_SUFFIX)
 
 
-def expand_shards(pattern: str | list[str]) -> list[Path]:
-    """Paths of the shards that patterns name, in order: files, folders, globs, ranges like {000000..000012}.
+def expand_shards(pattern: str | list[str]) -> list[Path | str]:
+    """Shards that patterns name, in order: files, folders, globs, ranges like {000000..000012}, local or as URLs.
+
+    Local shards come as paths, those behind URLs as strings; whether a URL without a glob is there shows when it is
+    opened.
 
     Raises ValueError that lists every named shard that is missing and every pattern that matches nothing.
     """
-    shards: list[Path] = []
+    shards: list[Path | str] = []
     missing: list[str] = []
     for name in [name for one in ([pattern] if isinstance(pattern, str) else pattern) for name in _braces(one)]:
-        path = Path(name)
-        if path.is_file():
-            shards.append(path)
-            continue
-        found = sorted(path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name, recursive=True)))
-        found = [match for match in found if match.suffix == ".tar" and match.is_file()]
+        found: list[Path] | list[str] = _remote_shards(name) if is_url(name) else _local_shards(name)
         shards += found
         if not found:
-            missing.append(f"{name} (a folder without .tar files)" if path.is_dir() else name)
+            is_folder = Path(name).is_dir() or (is_url(name) and not name.endswith(".tar"))
+            missing.append(f"{name} (a folder without .tar files)" if is_folder else name)
     if missing:
         raise ValueError("no such shards:\n  " + "\n  ".join(missing))
     if not shards:
@@ -188,6 +212,28 @@ def expand_shards(pattern: str | list[str]) -> list[Path]:
     if twice := [str(shard) for shard, count in Counter(shards).items() if count > 1]:
         raise ValueError("shards are named more than once:\n  " + "\n  ".join(twice))
     return shards
+
+
+def _local_shards(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(name, recursive=True)))
+    return [match for match in found if match.suffix == ".tar" and match.is_file()]
+
+
+def _remote_shards(url: str) -> list[str]:
+    """Raises ValueError where the store cannot be listed."""
+    if not set(url) & set("*["):  # a question mark begins the query of a URL
+        if url.endswith(".tar"):
+            return [url]
+        url = f"{url.rstrip('/')}/*.tar"
+    try:
+        return [match for match in find(url) if match.endswith(".tar")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ValueError(f"{url} cannot be listed: {error}. Name the shards, for instance by a range") from error
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -219,11 +265,16 @@ def refuse_pickles(members: Iterable[str], where: str) -> None:
             )
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder()
+_STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def parse_facts(data: bytes, suffix: str, where: str) -> dict[str, Any]:
     """The JSON object, or the caption of a .txt. Raises SampleError past the limits of size and depth."""
-
-    def refuse_constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
 
     if len(data) > MAX_JSON_BYTES:
         raise SampleError("facts too large", f"{where} has {len(data)} bytes of facts, the limit is {MAX_JSON_BYTES}")
@@ -231,7 +282,7 @@ def parse_facts(data: bytes, suffix: str, where: str) -> dict[str, Any]:
         text = data.decode()
         if suffix == "txt":
             return {"caption": text.strip()}
-        facts = json.loads(text, parse_constant=refuse_constant)
+        facts = _STRICT_JSON.decode(text)
         if "\\u" in text:
             # An escape may hide half a surrogate pair, which no tokenizer takes.
             json.dumps(facts, ensure_ascii=False).encode()
@@ -243,7 +294,7 @@ def parse_facts(data: bytes, suffix: str, where: str) -> dict[str, Any]:
         raise SampleError("unreadable facts", f"{where}: wanted a JSON object, found {type(facts).__name__}")
     level: list[Any] = [facts]
     for _ in range(MAX_JSON_DEPTH):
-        level = [child for node in level for child in _children(node) if isinstance(child, dict | list)]
+        level = [child for node in level for child in _children(node) if isinstance(child, (dict, list))]
         if not level:
             return facts
     raise SampleError("facts too deep", f"{where} nests deeper than {MAX_JSON_DEPTH}")

@@ -51,7 +51,7 @@ def answer_shards(
     Raises:
         ValueError: unknown task or unusable shards.
     """
-    mixture = Mixture([SourceConfig(name="answer", task=task, shards=shards)])
+    mixture = Mixture([SourceConfig(name="answer", task=task, shards=shards)], loaded.config.cache)
     scorer = mixture.tasks["answer"]
     total = min(limit or mixture.sources[0].num_samples, mixture.sources[0].num_samples)
     records = [_record(mixture, i) for i in range(total)]

@@ -17,18 +17,20 @@ import struct
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
-from itertools import chain
+from itertools import chain, dropwhile
 from typing import IO, Any, Literal
 
 import av
 import numpy as np
 import soundfile
 import soxr
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 Resize = Literal["pad", "squash", "crop"]
+Seek = Literal["exact", "keyframes"]
 
 # A padded square larger than this is made from a picture that was shrunk first: a strip of 20000 x 400 pixels
 # would otherwise need a canvas of 1.2 GB.
@@ -73,36 +75,41 @@ def cropped_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def fit_square(
-    image: Image.Image, size: int, resize: Resize, fill: Sequence[int], resample: Image.Resampling
+    image: Image.Image,
+    size: int,
+    resize: Resize,
+    fill: Sequence[int],
+    resample: Image.Resampling,
+    scaled: Callable[[Image.Image, tuple[int, int], Image.Resampling], Image.Image] = Image.Image.resize,
 ) -> Image.Image:
     """Brings an RGB picture to size x size pixels.
 
     pad: centred in a square of its longer side, the rest filled with `fill`; squash: both axes stretched;
-    crop: the shorter side scaled to `size`, then the centre.
+    crop: the shorter side scaled to `size`, then the centre. `scaled` resizes to (width, height).
     """
     if resize == "squash":
-        return image.resize((size, size), resample)
+        return scaled(image, (size, size), resample)
     if resize == "crop":
         width, height = cropped_size(*image.size, size)
         left, top = round((width - size) / 2), round((height - size) / 2)
-        return image.resize((width, height), resample).crop((left, top, left + size, top + size))
+        return scaled(image, (width, height), resample).crop((left, top, left + size, top + size))
     if max(image.size) > _CANVAS_SIDE:
         scale = _CANVAS_SIDE / max(image.size)
-        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
+        image = scaled(image, (max(1, round(image.width * scale)), max(1, round(image.height * scale))), resample)
     side = max(image.size)
     canvas = Image.new("RGB", (side, side), tuple(fill))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return canvas.resize((size, size), resample)
+    return scaled(canvas, (size, size), resample)
 
 
 def video_header(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Container facts, and the size and rotation of the first frame, the only one that is decoded."""
     container, stream = _open(data, "video")
     with container:
-        frame = next(_decoded(container, stream), None)
+        frame = next(_decoded(container.demux(stream)), None)
         if frame is None:
             raise Refusal("empty video", "no frame of the video track can be decoded")
-        height, width = _upright(frame).shape[:2]
+        height, width = _upright(frame, VideoReformatter()).shape[:2]
         duration_s = _duration_s(data, container, stream)
         rate = stream.average_rate or stream.guessed_rate
         num_frames = stream.frames or (round(duration_s * rate) if rate else None)
@@ -124,16 +131,19 @@ def video_frames(
     fill: Sequence[int],
     interpolation: str,
     backend: str,
+    seek: Seek = "exact",
 ) -> tuple[dict[str, Any], memoryview]:
     """For each of the rising `times_s` the frame shown then, as [frames, size, size, 3] uint8, and its time.
 
     Seconds count from the first frame. A time behind the last frame takes the last frame; a video that ends
-    before half of the times is refused, its header lied.
+    before half of the times is refused, its header lied. With `seek` "keyframes" (PyAV only) the last keyframe up to
+    the time is taken.
     """
     resample = Image.Resampling[interpolation.upper()]
     squares = np.empty((len(times_s), size, size, 3), np.uint8)
     found_s: list[float] = []
-    for index, (pixels, time_s) in enumerate(_BACKENDS[backend](data, times_s)):
+    chosen = _pyav_frames(data, times_s, seek) if backend == "pyav" else _BACKENDS[backend](data, times_s)
+    for index, (pixels, time_s) in enumerate(chosen):
         if found_s and time_s == found_s[-1]:
             squares[index] = squares[index - 1]
         else:
@@ -187,9 +197,9 @@ def _open(data: bytes, kind: Literal["video", "audio"]) -> tuple[Any, Any]:
     raise Refusal(f"no {kind} track", f"the file holds {found}")
 
 
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+def _decoded(packets: Iterable[Any]) -> Iterator[Any]:
     """Frames in order of presentation; a damaged packet costs its own frames only."""
-    for packet in container.demux(stream):
+    for packet in packets:
         try:
             yield from packet.decode()
         except av.error.InvalidDataError:
@@ -219,9 +229,11 @@ def _pts(item: Any) -> int:
     return item.dts if item.pts is None else item.pts
 
 
-def _upright(frame: Any) -> np.ndarray:
+def _upright(frame: Any, converter: VideoReformatter) -> np.ndarray:
     """[height, width, 3], with the container's rotation applied."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    # PyAV's default is a converter for each frame and a thread for each CPU, which takes longer than the conversion.
+    pixels = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def _refuse_short(times_s: Sequence[float], end_s: float) -> None:
@@ -229,47 +241,102 @@ def _refuse_short(times_s: Sequence[float], end_s: float) -> None:
         raise Refusal("truncated video", f"it ends at {end_s:.3f} s, frames up to {times_s[-1]:.3f} s were wanted")
 
 
-def _pyav_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
-    """Reads all packets once, for the true times, then decodes only where frames are wanted."""
-    container, stream = _open(data, "video")
-    ticks: list[int] = []
-    keys: list[tuple[int, int]] = []  # presentation and decoding time of each packet that decoding may start at
-    last_duration: float = 0
-    for packet in container.demux(stream):
-        if packet.size == 0 or packet.is_discard or (packet.pts is None and packet.dts is None):
-            continue
-        ticks.append(_pts(packet))
-        last_duration = packet.duration or last_duration
-        if packet.is_keyframe:
-            keys.append((_pts(packet), _pts(packet) if packet.dts is None else packet.dts))
-    if not ticks:
-        raise Refusal("empty video", "the video track holds no packets")
-    ticks.sort()
-    keys.sort()
-    last_duration = last_duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else math.inf)
-    _refuse_short(times_s, float((ticks[-1] + last_duration - ticks[0]) * stream.time_base))
+class _Track:
+    """A video track whose packets were read once, for the true times; these are ticks of the stream's clock.
 
-    def from_start() -> tuple[Any, Any, Iterator[Any]]:
-        container.close()
-        fresh, track = _open(data, "video")
-        return fresh, track, _decoded(fresh, track)
+    Attributes:
+        ticks: of all frames, rising.
+        keys: presentation and decoding time of each packet that decoding may start at, rising.
+    """
 
-    container, stream, frames = from_start()
-    frame = next(frames, None)
-    for time_s in times_s:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.container, self.stream = _open(data, "video")
+        self.ticks: list[int] = []
+        self.keys: list[tuple[int, int]] = []
+        self.last_duration: float = 0
+        for packet in self.container.demux(self.stream):
+            if packet.size == 0 or packet.is_discard or (packet.pts is None and packet.dts is None):
+                continue
+            self.ticks.append(_pts(packet))
+            self.last_duration = packet.duration or self.last_duration
+            if packet.is_keyframe:
+                self.keys.append((_pts(packet), _pts(packet) if packet.dts is None else packet.dts))
+        if not self.ticks:
+            raise Refusal("empty video", "the video track holds no packets")
+        self.ticks.sort()
+        self.keys.sort()
+
+    @property
+    def end_s(self) -> float:
+        ticks = self.ticks
+        return self.seconds(ticks[-1] + (self.last_duration or (ticks[-1] - ticks[-2] if len(ticks) > 1 else math.inf)))
+
+    def seconds(self, tick: float) -> float:
+        return float((tick - self.ticks[0]) * self.stream.time_base)
+
+    def tick_at(self, time_s: float) -> int:
+        """Of the frame that is shown at a time."""
         # A thousandth of a tick forgives that a time such as 0.1 s is no binary fraction.
-        tick = ticks[max(0, bisect_right(ticks, ticks[0] + time_s / float(stream.time_base) + 1e-3) - 1)]
-        place = bisect_right(keys, (tick, math.inf)) - 1
-        if frame is not None and place >= 0 and keys[place][0] > _pts(frame):
-            container.seek(keys[place][1], stream=stream)
-            frames = _decoded(container, stream)
-            frame = next(frames, None)
-            if frame is None or _pts(frame) > tick:  # a container without a proper index
-                container, stream, frames = from_start()
-                frame = next(frames, None)
+        tick = self.ticks[0] + time_s / float(self.stream.time_base) + 1e-3
+        return self.ticks[max(0, bisect_right(self.ticks, tick) - 1)]
+
+    def key_at(self, tick: int) -> int:
+        """Which of `keys` is the last one up to a tick; -1 where there is none."""
+        return bisect_right(self.keys, (tick, math.inf)) - 1
+
+    def packets(self, key: tuple[int, int] | None = None) -> Iterator[Any]:
+        """Packets from a keyframe on, or all; the decoder starts anew."""
+        if key is not None:
+            for target in key:  # some containers seek by presentation time, others by decoding time
+                self.container.seek(target, stream=self.stream)
+                packets = self.container.demux(self.stream)
+                for packet in packets:
+                    if packet.is_keyframe and _pts(packet) == key[0]:
+                        return chain([packet], packets)
+                    if packet.dts is not None and packet.dts > key[1]:
+                        break  # landed behind it
+        self.container.close()
+        self.container, self.stream = _open(self.data, "video")
+        packets = self.container.demux(self.stream)
+        return packets if key is None else dropwhile(lambda p: not (p.is_keyframe and _pts(p) == key[0]), packets)
+
+    def keyframe(self, key: tuple[int, int]) -> Any | None:
+        """One keyframe by itself; None where it is damaged."""
+        packet = next(self.packets(key))
+        try:
+            # The decoder would hold it back for the frames that may be shown before it.
+            return next(iter([*packet.decode(), *self.stream.codec_context.decode(None)]), None)
+        except av.error.InvalidDataError:
+            return None
+
+
+def _pyav_frames(data: bytes, times_s: Sequence[float], seek: Seek = "exact") -> Iterator[tuple[np.ndarray, float]]:
+    """Decodes only where frames are wanted."""
+    track = _Track(data)
+    _refuse_short(times_s, track.end_s)
+    frames = _keyframes if seek == "keyframes" and track.keys else _exact_frames
+    converter = VideoReformatter()
+    for frame in frames(track, [track.tick_at(time_s) for time_s in times_s]):
         if frame is None:
             raise Refusal("empty video", "no frame of the video track can be decoded")
-        while _pts(frame) < tick:
+        yield _upright(frame, converter), track.seconds(_pts(frame))
+    track.container.close()
+
+
+def _exact_frames(track: _Track, ticks: Sequence[int]) -> Iterator[Any | None]:
+    frames: Iterator[Any] = iter(())
+    frame = None
+    for tick in ticks:
+        place = track.key_at(tick)
+        key = track.keys[place] if place >= 0 else None
+        if frame is None or (key is not None and key[0] > _pts(frame)):
+            frames = _decoded(track.packets(key))
+            frame = next(frames, None)
+            if frame is None or _pts(frame) > tick:  # the keyframe is damaged
+                frames = _decoded(track.packets())
+                frame = next(frames, None)
+        while frame is not None and _pts(frame) < tick:
             following = next(frames, None)
             if following is None:
                 break
@@ -277,8 +344,19 @@ def _pyav_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.nda
                 frames = chain([following], frames)
                 break
             frame = following
-        yield _upright(frame), float((_pts(frame) - ticks[0]) * stream.time_base)
-    container.close()
+        yield frame
+
+
+def _keyframes(track: _Track, ticks: Sequence[int]) -> Iterator[Any | None]:
+    frame = None
+    for tick in ticks:
+        for key in reversed(track.keys[: max(0, track.key_at(tick)) + 1]):
+            if frame is not None and _pts(frame) == key[0]:
+                break
+            if (found := track.keyframe(key)) is not None:  # else the keyframe before it stays on the screen
+                frame = found
+                break
+        yield frame
 
 
 def _decord_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
@@ -307,7 +385,6 @@ def _torchcodec_frames(data: bytes, times_s: Sequence[float]) -> Iterator[tuple[
 
 
 _BACKENDS: dict[str, Callable[[bytes, Sequence[float]], Iterator[tuple[np.ndarray, float]]]] = {
-    "pyav": _pyav_frames,
     "decord": _decord_frames,
     "torchcodec": _torchcodec_frames,
 }
@@ -320,7 +397,7 @@ def _av_samples(data: bytes, max_duration_s: float) -> tuple[int, np.ndarray]:
     with container:
         rate_hz, wanted = stream.rate, math.ceil(max_duration_s * stream.rate)
         to_float = av.AudioResampler(format="fltp")
-        for frame in chain(_decoded(container, stream), [None]):  # None flushes
+        for frame in chain(_decoded(container.demux(stream)), [None]):  # None flushes
             pieces += [piece.to_ndarray() for piece in to_float.resample(frame)]
             if sum(piece.shape[1] for piece in pieces) >= wanted:
                 break

@@ -6,16 +6,16 @@ shows the last frame, and a video that ends before half of the moments is refuse
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmchat.conversation import MediaHeader
 from mmchat.errors import SampleError
 from mmchat.modalities import MediaPlan
-from mmchat.modalities.decode import Resize
+from mmchat.modalities.decode import Resize, Seek
 from mmchat.modalities.image import ImageConfig, ImageLimits, square_geometry
 from mmchat.modalities.image_encoders import ImageEncoderConfig, ImageSpec
 from mmchat.modalities.sandbox import Sandbox, SandboxLimits
@@ -44,7 +44,11 @@ class SampleFps(Schema):
 
 
 class VideoConfig(ImageLimits, SandboxLimits):
-    """How videos are seen. `max_total_pixels` bounds frames times encoder-input pixels, over `sample`."""
+    """How videos are seen.
+
+    max_total_pixels: bounds frames times encoder-input pixels, over `sample`. seek: `keyframes` shows the last keyframe
+    up to each moment, which is faster and up to a keyframe interval early; several moments may show the same one.
+    """
 
     encoder: Annotated[SharedEncoder | ImageEncoderConfig, Field(discriminator="kind")] = SharedEncoder()
     resize: Resize = "pad"
@@ -52,6 +56,13 @@ class VideoConfig(ImageLimits, SandboxLimits):
     max_total_pixels: int | None = Field(default=None, ge=1)
     max_duration_s: float = Field(default=3600.0, gt=0)
     backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    seek: Seek = "exact"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.seek == "keyframes" and self.backend != "pyav":
+            raise ValueError(f"seek: keyframes needs backend: pyav, found {self.backend}")
+        return self
 
     def preprocess(self, image: ImageConfig | None = None) -> VideoPreprocess:
         """The preprocess; `image` is the image modality, whose encoder is asked where it is shared."""
@@ -116,6 +127,7 @@ class VideoPreprocess:
             fill=self.spec.fill,
             interpolation=self.spec.interpolation,
             backend=self.config.backend,
+            seek=self.config.seek,
         )
         squares = np.frombuffer(pixels, np.uint8).reshape(-1, self.spec.size, self.spec.size, 3)
         return self.spec.normalise(squares), tuple(facts["times_s"])

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmchat.conversation import MediaRef, Record
+from mmchat.conversation import Record
 from mmchat.errors import SampleError
 from mmchat.regions import read_box
 from mmchat.sources.files import Files
+from mmchat.sources.rows import GROUPED, grouped, is_grouped
 from mmchat.sources.source import Source
+from mmchat.sources.visual_genome import genome_picture
 
 _POINTQA = tuple(f"{at}{kind}qa_dataset.json" for at in ("", "*/") for kind in ("local", "looktwice"))
 _QUESTIONS = {"general": "general_question", "object": "obj_question", "super": "super_question"}
 
 
-def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+def _pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """PointQA (arXiv 2011.13681, github.com/arjunmani/pointingqa): LocalQA and LookTwiceQA, on Visual Genome.
 
     {local,looktwice}qa_dataset.json maps a picture's number to its questions, *_SPLIT_imgs.json lists the numbers of
@@ -47,6 +49,12 @@ def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterat
                 yield SampleError(reason, f"{name} picture {image} question {number}: {error!r}")
 
 
+def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """PointQA (see `_pointqa`), a picture's questions in one record where `--set grouped` says so."""
+    found = _pointqa(files, split, options)
+    return grouped(found) if is_grouped(options, split) else found
+
+
 def _pointed(row: Mapping[str, Any], shape: str, question: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Question, place and answer; a question of LocalQA has an answer for each of its objects."""
     if "all_objs" in row:
@@ -66,13 +74,6 @@ def _place(shape: str, box: Any, point: Any) -> dict[str, Any]:
     if shape == "point":
         return {"point": [float(point["x"]), float(point["y"])]}
     return {"box": read_box([box[side] for side in "xywh"], "xywh")}
-
-
-def genome_picture(files: Files, image: Any) -> MediaRef:
-    """A picture of Visual Genome by its number, in either of its two folders. Raises SampleError."""
-    folders = ("VG_100K/", "VG_100K_2/", "", "images/VG_100K/", "images2/VG_100K_2/")
-    names = [f"{folder}{image}.jpg" for folder in folders]
-    return files.media("image", names[0], *names[1:])
 
 
 def read_visual7w(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -117,6 +118,7 @@ SOURCES = {
         {
             "region": "point (default) or box: how the place is named",
             "question": "of LookTwiceQA: general (default), object or super",
+            **GROUPED,
         },
     ),
     "visual7w": Source(("point",), ("dataset_v7w_pointing.json", "*/dataset_v7w_pointing.json"), read_visual7w),

@@ -8,13 +8,14 @@ from typing import Any
 from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
-from mmchat.sources.source import Source
+from mmchat.sources.rows import GROUPED, grouped, is_grouped
+from mmchat.sources.source import Read, Source
 
 VIDEO_TYPES = ("mp4", "mkv", "webm", "avi")
 _VQA_SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 
-def read_vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+def _vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """VQAv2 (visualqa.org): v2_OpenEnded_mscoco_SUBSET_questions.json and v2_mscoco_SUBSET_annotations.json.
 
     The most common answer comes first, then the other annotators' (ten in all, repeated as they were given, as the
@@ -50,7 +51,7 @@ def read_vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[
             yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
 
 
-def read_activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """ActivityNet-QA (github.com/MILVLG/activitynet-qa): SPLIT_q.json and SPLIT_a.json, joined by question_id.
 
     question_type: 0 motion, 1 spatial, 2 temporal, 3 yes/no, 4 colour, 5 object, 6 location, 7 number, 8 other.
@@ -76,12 +77,12 @@ def read_activitynet_qa(files: Files, split: str, options: Mapping[str, str]) ->
             yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
 
 
-def read_msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+def _msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """MSRVTT-QA (github.com/xudejing/video-question-answering): SPLIT_qa.json; videos videoN.mp4."""
     return _video_qa(files, split, lambda number: video(files, f"video{number}"))
 
 
-def read_msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+def _msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """MSVD-QA, of the same makers: SPLIT_qa.json, and youtube_mapping.txt of lines "NAME vidN" for videos NAME.avi."""
     lines = files.text(files.one("youtube_mapping.txt", "*/youtube_mapping.txt")).splitlines()
     names = {number: name for name, number in (line.split() for line in lines if line.strip())}
@@ -144,11 +145,24 @@ def _both(pair: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
     return {**answer, **question}
 
 
+def _grouping(read: Read) -> Read:
+    """The same reader, which joins the neighbouring questions about one picture or video where it is told to."""
+
+    def grouping(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+        found = read(files, split, options)
+        return grouped(found) if is_grouped(options, split) else found
+
+    return grouping
+
+
+def _source(read: Read, *names: str) -> Source:
+    marks = tuple(f"{folder}{name}" for folder in ("", "*/") for name in names)
+    return Source(("vqa",), marks, _grouping(read), GROUPED)
+
+
 SOURCES = {
-    "vqa2": Source(
-        ("vqa",), ("v2_OpenEnded_mscoco_*_questions.json", "*/v2_OpenEnded_mscoco_*_questions.json"), read_vqa2
-    ),
-    "activitynet_qa": Source(("vqa",), ("{split}_q.json", "*/{split}_q.json"), read_activitynet_qa),
-    "msvd_qa": Source(("vqa",), ("youtube_mapping.txt", "*/youtube_mapping.txt"), read_msvd_qa),
-    "msrvtt_qa": Source(("vqa",), ("{split}_qa.json", "*/{split}_qa.json"), read_msrvtt_qa),
+    "vqa2": _source(_vqa2, "v2_OpenEnded_mscoco_*_questions.json"),
+    "activitynet_qa": _source(_activitynet_qa, "{split}_q.json"),
+    "msvd_qa": _source(_msvd_qa, "youtube_mapping.txt"),
+    "msrvtt_qa": _source(_msrvtt_qa, "{split}_qa.json"),
 }

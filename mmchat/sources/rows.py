@@ -58,6 +58,33 @@ def finder(files: Files, folder: PurePosixPath) -> Find:
     return find
 
 
+def grouped(found: Iterable[Record | SampleError]) -> Iterator[Record | SampleError]:
+    """Neighbouring records of the same media as one: the first's key and facts, the others' facts under "more"."""
+    waiting: Record | None = None
+    for one in found:
+        if isinstance(one, Record) and waiting is not None and one.media == waiting.media:
+            waiting.facts.setdefault("more", []).append(one.facts)
+            continue
+        if isinstance(one, Record):
+            if waiting is not None:
+                yield waiting
+            waiting = Record(one.key, dict(one.facts), one.media)
+        else:
+            yield one
+    if waiting is not None:
+        yield waiting
+
+
+GROUPED = {"grouped": "yes: a picture's questions are one record, so that it is stored once (default for train), or no"}
+
+
+def is_grouped(options: Mapping[str, str], split: str) -> bool:
+    """What --set grouped says; evaluation counts questions, so that only training groups them by itself."""
+    if (found := options.get("grouped", "yes" if split.startswith("train") else "no")) not in ("yes", "no"):
+        raise ValueError(f"--set grouped is yes or no, not {found}")
+    return found == "yes"
+
+
 def given_media(row: Mapping[str, Any], find: Find) -> dict[Modality, list[MediaRef]]:
     """Items under "image", "images", "video", ... in order; none for null and ""; null in a list is an absent item."""
     given: dict[Modality, list[MediaRef]] = {}

@@ -16,6 +16,7 @@ from mmchat.errors import SampleError
 from mmchat.sources.coco import Target, picture_record
 from mmchat.sources.files import Files
 from mmchat.sources.refcoco import LEAK, checked_box, evaluation_images
+from mmchat.sources.rows import GROUPED, grouped, is_grouped
 from mmchat.sources.source import Source
 
 
@@ -82,13 +83,10 @@ def read_objects(files: Files, split: str, options: Mapping[str, str]) -> Iterat
 
 
 def read_questions(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
-    """A record a question. `--set questions=N` takes the first N of a picture: every record has its own copy of it."""
-    limit = options.get("questions")
-    if limit is not None and not limit.isdecimal():
-        raise ValueError(f"--set questions={limit}: wanted a number")
+    """Questions and answers, a picture's in one record unless `--set grouped=no` says otherwise."""
 
     def records(questions: list[Any], picture: _Picture) -> Iterator[Record | SampleError]:
-        for qa in questions[: None if limit is None else int(limit)]:
+        for qa in questions:
             try:
                 facts = {"question": _text(qa, "question"), "answers": [_text(qa, "answer")]}
                 key = f"{picture.number}/{qa.get('qa_id')}"
@@ -96,7 +94,8 @@ def read_questions(files: Files, split: str, options: Mapping[str, str]) -> Iter
             except SampleError as error:
                 yield picture.error(error)
 
-    return _read(files, split, options, "question_answers.json", "qas", records)
+    found = _read(files, split, options, "question_answers.json", "qas", records)
+    return grouped(found) if is_grouped(options, split) else found
 
 
 _OPTIONS = {"leak": f"{LEAK}; told by the coco_id in image_data.json"}
@@ -108,7 +107,7 @@ SOURCES = {
         ("vqa",),
         ("question_answers.json",),
         read_questions,
-        _OPTIONS | {"questions": "how many of a picture's questions to take (default: all)"},
+        _OPTIONS | GROUPED,
     ),
 }
 
@@ -143,10 +142,16 @@ def _read(
             width, height, coco_id = images[number]
             if coco_id in held_out:
                 raise SampleError("image of an evaluation split", f"image {number}, of COCO {coco_id}")
-            names = (f"VG_100K/{number}.jpg", f"VG_100K_2/{number}.jpg", f"{number}.jpg")
-            yield from records(row[key], _Picture(number, width, height, files.media("image", *names)))
+            yield from records(row[key], _Picture(number, width, height, genome_picture(files, number)))
         except SampleError as error:
             yield SampleError(error.reason, f"{name}: {error.detail}")
+
+
+def genome_picture(files: Files, image: Any) -> MediaRef:
+    """A picture of Visual Genome by its number, in either of its two folders. Raises SampleError."""
+    folders = ("VG_100K/", "VG_100K_2/", "", "images/VG_100K/", "images2/VG_100K_2/")
+    names = [f"{folder}{image}.jpg" for folder in folders]
+    return files.media("image", names[0], *names[1:])
 
 
 def _number(row: Any) -> int | None:

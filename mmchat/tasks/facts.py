@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
 from mmchat.conversation import Record, Region
 from mmchat.errors import SampleError
+
+MAX_ASKED = 8  # facts of one record that one conversation asks for
+
+
+def drawn(record: Record, rng: random.Random) -> list[Record]:
+    """Some of the facts under "more", each as a record, and last the record's own."""
+    more = record.facts.get("more", [])
+    if not isinstance(more, list) or not all(isinstance(facts, dict) for facts in more):
+        raise SampleError("unreadable facts", f"{record.key}: wanted a list under 'more', found {more!r:.200}")
+    asked = rng.sample(more, min(len(more), MAX_ASKED - 1))
+    return [Record(record.key, facts) for facts in (*asked, record.facts)]
 
 
 def text_of(record: Record, name: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from mmchat.conversation import Conversation, Part, Record, Region, Turn
 from mmchat.errors import SampleError
 from mmchat.tasks.box_score import Box, num_matched, parsed_boxes
-from mmchat.tasks.facts import boxes_of, texts_of
+from mmchat.tasks.facts import boxes_of, drawn, texts_of
 
 PROMPTS = (
     "Where is this: {}",
@@ -24,7 +24,6 @@ PROMPTS = (
     "Find {}.",
 )
 NOTHING = "There is none."
-MAX_TARGETS = 8  # asked in one conversation
 
 
 class REC:
@@ -51,12 +50,7 @@ def targets(record: Record, rng: random.Random) -> list[tuple[list[str], list[Bo
     """Expressions and boxes to ask for in turn. Raises SampleError."""
     if not record.media:
         raise SampleError("no media", f"{record.key}: wanted a picture")
-    more = record.facts.get("more", [])
-    if not isinstance(more, list) or not all(isinstance(facts, dict) for facts in more):
-        raise SampleError("unreadable facts", f"{record.key}: wanted a list under 'more', found {more!r:.200}")
-    drawn = rng.sample(more, min(len(more), MAX_TARGETS - 1))
-    asked = [Record(record.key, facts) for facts in (*drawn, record.facts)]
-    return [(texts_of(one, "expressions"), boxes_of(one, "boxes")) for one in asked]
+    return [(texts_of(one, "expressions"), boxes_of(one, "boxes")) for one in drawn(record, rng)]
 
 
 def region_parts(boxes: Sequence[Box]) -> list[Part]:

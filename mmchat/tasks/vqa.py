@@ -2,7 +2,8 @@
 
 Facts: {"question": "...", "answers": ["...", ...], "regions": [{"media": 0, "box" | "point": [...]}]}. The first
 answer is the one that is learned, the others are further annotators'; regions, where there are any, are what the
-question is about.
+question is about. Optionally "more": further such facts about the same media, some of which are asked first, so that a
+picture with many questions is stored and encoded once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmchat.conversation import Conversation, Part, Record, Turn
-from mmchat.tasks.facts import regions_of, text_of, texts_of
+from mmchat.tasks.facts import drawn, regions_of, text_of, texts_of
 from mmchat.tasks.text_score import references, score_texts
 
 SHORT = (" Answer in a word or a short phrase.", " Give a short answer.", " Answer briefly.", "")
@@ -20,16 +21,19 @@ ABOUT = ("About {}: ", "Look at {}. ", "This is about {}. ")
 
 
 class VQA:
-    """Asks the question as it is."""
+    """Asks the questions as they are; the one that is scored is last."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
-        question, answer = text_of(record, "question"), _answers(record)[0]
-        parts: list[Part] = [*record.media]
-        if regions := regions_of(record, record.facts.get("regions", [])):
-            before, _, after = rng.choice(ABOUT).partition("{}")
-            parts += [before, *regions, after]
-        parts.append(question + rng.choice(SHORT))
-        return Conversation((Turn("user", tuple(parts)), Turn("assistant", (answer,))))
+        turns: list[Turn] = []
+        for one in drawn(record, rng):
+            question, answer = text_of(one, "question"), _answers(one)[0]
+            parts: list[Part] = [] if turns else [*record.media]
+            if regions := regions_of(one, one.facts.get("regions", [])):
+                before, _, after = rng.choice(ABOUT).partition("{}")
+                parts += [before, *regions, after]
+            turns.append(Turn("user", (*parts, question + rng.choice(SHORT))))
+            turns.append(Turn("assistant", (answer,)))
+        return Conversation(tuple(turns))
 
     def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
         """Compares each answer with the annotator's that is nearest to it."""

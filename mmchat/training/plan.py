@@ -180,7 +180,7 @@ def plan_stage(config: RunConfig, stage: StageConfig, seconds: float, ranks: int
             f"stage {stage.name}: batch.lanes {batch.lanes} must be a multiple of ranks x packs_per_micro_batch "
             f"({ranks} x {joined})"
         )
-    template, mixture = build_template(config), Mixture(stage.data)
+    template, mixture = build_template(config), Mixture(stage.data, config.cache)
     model = skeleton(config.model, getattr(torch, stage.dtype))
     parts = select(model, stage, config.model.fusion.kind == "full")
 

@@ -86,7 +86,7 @@ def train_stage(
             return "done"
     start = resumed or last_of(config, previous, stage)
     step = resumed.step if resumed is not None else 0
-    mixture = Mixture(stage.data)
+    mixture = Mixture(stage.data, config.cache)
 
     model = config.model.build(getattr(torch, stage.dtype), config.seed, lambda: partition(stage), gather)
     is_full = config.model.fusion.kind == "full"

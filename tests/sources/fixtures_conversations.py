@@ -301,14 +301,14 @@ def video_instruct(folder: Path) -> Fixture:
 
 FIXTURES: Fixtures = {
     "chat": llava,
-    "chat_lcs_558k": lcs_558k,
-    "chat_more_media": llava_more_media,
-    "chat_qwen_vl": qwen_vl,
-    "chat_qwen_packed": qwen_packed,
-    "chat_llama_factory": llama_factory,
-    "chat_ms_swift": ms_swift,
-    "chat_openai": openai,
+    "chat:lcs_558k": lcs_558k,
+    "chat:more_media": llava_more_media,
+    "chat:qwen_vl": qwen_vl,
+    "chat:qwen_packed": qwen_packed,
+    "chat:llama_factory": llama_factory,
+    "chat:ms_swift": ms_swift,
+    "chat:openai": openai,
     "hf_dataset": hf_dataset,
-    "hf_dataset_parquet": hf_parquet,
+    "hf_dataset:parquet": hf_parquet,
     "video_instruct": video_instruct,
 }

@@ -44,7 +44,7 @@ def vqa2(folder: Path) -> Fixture:
     _write(
         folder / "v2_mscoco_train2014_annotations.json", {"info": {}, "license": {}, "annotations": annotations[::-1]}
     )
-    return Fixture("vqa", folder, 3, {"unlike rows": 1, "no answer": 1})
+    return Fixture("vqa", folder, 2, {"unlike rows": 1, "no answer": 1})
 
 
 def activitynet_qa(folder: Path) -> Fixture:

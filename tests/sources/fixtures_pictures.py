@@ -293,7 +293,7 @@ def visual_genome_qa(folder: Path) -> Fixture:
         {"id": 4, "qas": [qa(986772, 4, "What is it?", "A lamp.")]},
     ]
     _write_visual_genome(folder, "question_answers.json", rows)
-    return Fixture("vqa", folder, 4, {"no answer": 1})
+    return Fixture("vqa", folder, 3, {"no answer": 1})
 
 
 FIXTURES: Fixtures = {

@@ -19,10 +19,6 @@ from tests.sources.fixtures_conversations import FIXTURES, picture
 from tests.sources.made import records_of
 
 
-def format_of(name: str) -> str:
-    return "hf_dataset" if name.startswith("hf") else "video_instruct" if name == "video_instruct" else "chat"
-
-
 def said(record: Record) -> list[tuple[str, list[Any]]]:
     """Role and parts of each turn; an item as its modality, a region as its label and numbers."""
     turns = TASKS["instruct"].conversation(record, random.Random(0)).turns
@@ -38,7 +34,7 @@ def _shown(part: Any) -> Any:
 
 
 def made(name: str, folder: Path) -> list[Record]:
-    return records_of(FIXTURES[name](folder), format_of(name))[0]
+    return records_of(FIXTURES[name](folder), name)[0]
 
 
 def one(folder: Path, row: dict[str, Any], **options: str) -> Record:
@@ -53,7 +49,7 @@ def one(folder: Path, row: dict[str, Any], **options: str) -> Record:
 @pytest.mark.parametrize("name", FIXTURES)
 def test_what_is_written_and_what_is_skipped(tmp_path: Path, name: str) -> None:
     fixture = FIXTURES[name](tmp_path)
-    good, bad = records_of(fixture, format_of(name))
+    good, bad = records_of(fixture, name)
     assert (len(good), dict(bad)) == (fixture.num_samples, fixture.skipped)
     assert len({record.key for record in good}) == len(good)
 
@@ -69,20 +65,20 @@ def test_llava(tmp_path: Path) -> None:
 
 
 def test_lcs_558k_is_read_inside_its_zip(tmp_path: Path) -> None:
-    good = made("chat_lcs_558k", tmp_path)
+    good = made("chat:lcs_558k", tmp_path)
     assert [record.media[0].read() for record in good] == [picture(i) for i in (0, 1, 2, 4)]
     assert said(good[0]) == [("user", ["'Render a summary.'", "image"]), ("assistant", ["'a circle'"])]
 
 
 def test_llava_with_other_media(tmp_path: Path) -> None:
-    pair, image_tag, video_tag, both = (said(record)[0][1] for record in made("chat_more_media", tmp_path))
+    pair, image_tag, video_tag, both = (said(record)[0][1] for record in made("chat:more_media", tmp_path))
     assert pair == ["image", "image", "'Which is red?'"]
     assert image_tag == ["video", "'Where does it move?'"] and video_tag == ["'What moves?'", "video"]
     assert both == ["audio", "image", "'Both?'"]
 
 
 def test_qwen_vl(tmp_path: Path) -> None:
-    _, boxed, two, pointed = made("chat_qwen_vl", tmp_path)
+    _, boxed, two, pointed = made("chat:qwen_vl", tmp_path)
     assert said(boxed)[0][1] == ["'Picture 1: '", "image", "'What is it?'"]
     assert said(boxed)[3][1] == ["'circle '", (0, "circle", (12.0, 16.0, 36.0, 32.0))]
     assert said(two)[0][1] == ["'Picture 1: '", "image", "'Picture 2: '", "image", "'Which is red?'"]
@@ -90,18 +86,18 @@ def test_qwen_vl(tmp_path: Path) -> None:
 
 
 def test_regions_stay_text_unless_asked_for(tmp_path: Path) -> None:
-    FIXTURES["chat_qwen_vl"](tmp_path)
+    FIXTURES["chat:qwen_vl"](tmp_path)
     found = [one for one in read_source("chat", Files(tmp_path), "train") if isinstance(one, Record)]
     assert said(found[1])[3][1] == ["'<ref>circle</ref><box>(250,500),(750,1000)</box>'"]
 
 
 def test_packed_rows_become_records_of_their_own(tmp_path: Path) -> None:
-    keys = [record.key for record in made("chat_qwen_packed", tmp_path)]
+    keys = [record.key for record in made("chat:qwen_packed", tmp_path)]
     assert keys == ["00000000-000", "00000000-001", "00000001-000", "00000002-000"]
 
 
 def test_llama_factory(tmp_path: Path) -> None:
-    turned, tools, _, chosen = made("chat_llama_factory", tmp_path)
+    turned, tools, _, chosen = made("chat:llama_factory", tmp_path)
     assert said(turned)[2][1] == ["'And this?'", "image"]
     assert [role for role, _ in said(tools)] == ["system", "user", "assistant", "user", "assistant"]
     assert tools.facts["tools"] == '[{"name": "weather"}]'
@@ -109,7 +105,7 @@ def test_llama_factory(tmp_path: Path) -> None:
 
 
 def test_llama_factory_reads_alpaca_and_the_columns_that_are_named(tmp_path: Path) -> None:
-    FIXTURES["chat_llama_factory"](tmp_path)
+    FIXTURES["chat:llama_factory"](tmp_path)
     by_file = list(read_source("chat", Files(tmp_path / "identity.json"), "train"))
     by_name = list(read_source("chat", Files(tmp_path), "train", {"dataset": "identity"}))
     assert by_file == by_name and isinstance(by_name[1], Record)
@@ -120,7 +116,7 @@ def test_llama_factory_reads_alpaca_and_the_columns_that_are_named(tmp_path: Pat
 
 
 def test_several_files_are_named(tmp_path: Path) -> None:
-    FIXTURES["chat_llama_factory"](tmp_path)
+    FIXTURES["chat:llama_factory"](tmp_path)
     assert choose_source("instruct", Files(tmp_path), "train") == "chat"
     with pytest.raises(ValueError, match=r"2 files \*.json: identity.json, mllm_demo.json.*--set dataset=NAME"):
         list(read_source("chat", Files(tmp_path), "train"))
@@ -129,7 +125,7 @@ def test_several_files_are_named(tmp_path: Path) -> None:
 
 
 def test_ms_swift(tmp_path: Path) -> None:
-    losses, pair, shares, second, unplaced = made("chat_ms_swift", tmp_path)
+    losses, pair, shares, second, unplaced = made("chat:ms_swift", tmp_path)
     assert [turn.is_learned for turn in conversation(losses).turns] == [False, False, False, True]
     assert "3" not in str(losses.facts)
     assert said(pair)[1][1] == [
@@ -148,7 +144,7 @@ def conversation(record: Record) -> Conversation:
 
 
 def test_openai_and_trl(tmp_path: Path) -> None:
-    parts, tools, prompt, preferred, text, whole = made("chat_openai", tmp_path)
+    parts, tools, prompt, preferred, text, whole = made("chat:openai", tmp_path)
     assert [item.modality for item in parts.media] == ["image", "audio"] and parts.media[0].read() == picture(1)
     assert [turn.is_learned for turn in conversation(parts).turns] == [False, False, False, False, True]
     assert said(tools)[1] == ("assistant", ["""'[{"name": "look", "arguments": "{}"}]'"""])
@@ -299,7 +295,7 @@ def mangled(value: Any, rng: random.Random) -> Any:
     return [mangled(one, rng) for one in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("name", ["chat", "chat_more_media", "chat_qwen_vl", "chat_ms_swift", "chat_openai"])
+@pytest.mark.parametrize("name", ["chat", "chat:more_media", "chat:qwen_vl", "chat:ms_swift", "chat:openai"])
 def test_a_mangled_row_is_refused_and_stops_nothing(tmp_path: Path, name: str) -> None:
     FIXTURES[name](tmp_path)
     (file,) = (path for path in tmp_path.glob("*.json*"))
@@ -310,7 +306,7 @@ def test_a_mangled_row_is_refused_and_stops_nothing(tmp_path: Path, name: str) -
     assert any(isinstance(one, Record) for one in found) and any(isinstance(one, SampleError) for one in found)
 
 
-@pytest.mark.parametrize("name", ["hf_dataset", "hf_dataset_parquet"])
+@pytest.mark.parametrize("name", ["hf_dataset", "hf_dataset:parquet"])
 def test_hf_dataset(tmp_path: Path, name: str) -> None:
     good = made(name, tmp_path)
     assert [record.media[-1].read() for record in good] == [picture(i) for i in range(4)]
@@ -333,7 +329,7 @@ def test_hf_dataset_alone(tmp_path: Path) -> None:
 
 
 def test_a_parquet_file_cut_short(tmp_path: Path) -> None:
-    FIXTURES["hf_dataset_parquet"](tmp_path)
+    FIXTURES["hf_dataset:parquet"](tmp_path)
     file = tmp_path / "data/train-00001-of-00002.parquet"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"train-00001-of-00002.parquet in .* is no whole Parquet file"):

@@ -26,13 +26,24 @@ def test_good_records_are_read_and_others_are_counted(tmp_path: Path, name: str)
 
 
 def test_vqa2_joins_by_number_in_any_order(tmp_path: Path) -> None:
-    good, _ = records_of(FIXTURES["vqa2"](tmp_path), "vqa2")
+    FIXTURES["vqa2"](tmp_path)
+    found = read_source("vqa2", Files(tmp_path), "train", {"grouped": "no"})
+    good = [one for one in found if isinstance(one, Record)]
     first = good[0]
     assert first.facts["answers"] == ["red", "dark red", *["red"] * 9] and first.facts["answer_type"] == "other"
     assert [record.facts["question"] for record in good] == ["What colour is it?", "Is it round?", "How many?"]
     asked = TASKS["vqa"].conversation(first, random.Random(0))
     assert asked.turns[1].parts == ("red",)
     assert TASKS["vqa"].score(["Dark red", "blue"], [first, first])["exact_match"] == 0.5
+
+
+def test_questions_about_one_picture_are_one_record_in_training(tmp_path: Path) -> None:
+    good, _ = records_of(FIXTURES["vqa2"](tmp_path), "vqa2")
+    assert [one["question"] for one in good[0].facts["more"]] == ["Is it round?"] and "more" not in good[1].facts
+    turns = TASKS["vqa"].conversation(good[0], random.Random(0)).turns
+    assert len(turns) == 4 and str(turns[2].parts[0]).startswith("What colour is it?") and len(turns[0].parts) == 2
+    with pytest.raises(ValueError, match="grouped is yes or no"):
+        list(read_source("vqa2", Files(tmp_path), "train", {"grouped": "maybe"}))
 
 
 def test_vqa2_test_sets_have_nothing_to_learn(tmp_path: Path) -> None:

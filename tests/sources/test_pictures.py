@@ -309,13 +309,12 @@ def test_visual_genome_objects_of_one_name_are_one_target(tmp_path: Path) -> Non
 
 def test_visual_genome_questions(tmp_path: Path) -> None:
     good, _ = records_of(fixtures.visual_genome_qa(tmp_path), "visual_genome_qa")
-    assert good[1].key == "2/986770"
-    assert good[1].facts == {"question": "When was this taken?", "answers": ["Daytime."], "image_id": 2}
-    assert [one.key for one in read("visual_genome_qa", tmp_path, questions="1")[0]] == [
-        "1/986768",
-        "2/986770",
-        "4/986772",
-    ]
+    asked = {"question": "When was this taken?", "answers": ["Daytime."], "image_id": 2}
+    assert good[1].key == "2/986770" and [one["question"] for one in good[1].facts["more"]] == ["Who is here?"]
+    assert {name: good[1].facts[name] for name in asked} == asked
+    alone = read("visual_genome_qa", tmp_path, grouped="no")[0]
+    assert [one.key for one in alone] == ["1/986768", "2/986770", "2/986771", "4/986772"]
+    assert alone[1].facts == asked
 
 
 def test_each_format_is_told_by_its_files(tmp_path: Path) -> None:

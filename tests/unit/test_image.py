@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -231,15 +232,51 @@ def test_a_plan_of_another_picture_is_refused() -> None:
         process(encode(quarters(40, 80)), plan)
 
 
-def test_draft_decoding_is_close() -> None:
-    gradient = np.linspace(0, 255, 1600 * 900).reshape(900, 1600).astype(np.uint8)
+def photograph(seed: int, width: int = 1024, height: int = 768) -> Image.Image:
+    """What photographs have: a spectrum that falls with frequency, in colour, and objects with edges."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = 1
+    pixels = np.empty((height, width, 3))
+    for channel in range(3):
+        spectrum = np.exp(2j * np.pi * rng.random(frequency.shape)) / frequency**1.4
+        pixels[:, :, channel] = np.fft.irfft2(spectrum, s=(height, width))
+    pixels = 128 + 45 * pixels / pixels.std()
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(12):
+        x, y, radius = rng.integers(width), rng.integers(height), rng.integers(20, 180)
+        pixels[np.hypot(columns - x, rows - y) < radius] += rng.normal(0, 60, 3)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("options", "mean", "largest"),
+    [({"fast_resize": True}, 0.01, 2), ({"draft": True}, 1.5, 48), ({"draft": True, "fast_resize": True}, 1.5, 48)],
+)
+@pytest.mark.parametrize("resize", ["pad", "squash", "crop"])
+def test_approximate_options_are_close(options: dict[str, bool], mean: float, largest: float, resize: str) -> None:
+    """In levels of 255; docs/training.md states these bounds."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode(Image.fromarray(gradient), "JPEG", quality=95, exif=exif)
-    for resize in ("pad", "squash", "crop"):
-        difference = (decode(data, resize=resize) - decode(data, resize=resize, draft=True)).abs()
-        # Where the picture meets its padding, the reduced scale is up to half a pixel off.
-        assert 0 < float(difference.mean()) < 2 and float(difference.max()) < 40
+    data = [encode(photograph(seed), "JPEG", quality=90, exif=exif) for seed in range(2)]
+    exact, close = preprocess(resize=resize), preprocess(resize=resize, **options)
+    exact.spec = close.spec = replace(SPEC, size=336)
+    plans = [exact.plan(exact.header(item)) for item in data]
+    difference = torch.stack([(exact(*item) - close(*item)).abs() for item in zip(data, plans, strict=True)])
+    assert 0 < float(difference.mean()) * 127.5 < mean and float(difference.max()) * 127.5 < largest + 0.01
+
+
+def test_fast_resize_knows_every_filter() -> None:
+    for interpolation in ("bilinear", "bicubic", "lanczos", "nearest"):
+        process = preprocess(fast_resize=True)
+        process.spec = replace(SPEC, interpolation=interpolation)
+        exact = preprocess()
+        exact.spec = process.spec
+        for size in ((80, 40), (30, 50)):  # enlarged too
+            data = encode(quarters(*size))
+            plan = exact.plan(exact.header(data))
+            difference = (process(data, plan) - exact(data, plan)).abs().max()
+            assert float(difference) * 127.5 < 1.01
 
 
 def test_preprocess_needs_no_weights() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmchat.conversation import Conversation, MediaHeader, MediaRef, Record, Region
 from mmchat.errors import SampleError
 from mmchat.regions import Geometry, RegionFormat
-from mmchat.tasks import TASKS, rec, reg, spot
+from mmchat.tasks import TASKS, facts, rec, reg, spot
 from mmchat.tasks.box_score import num_matched
 
 REC, REG, SPOT = TASKS["rec"], TASKS["reg"], TASKS["spot"]
@@ -59,7 +59,7 @@ def test_rec_phrases_all_boxes_and_nothing_else(main: dict[str, Any], more: list
     answers = regions(conversation, "assistant")
     assert answers[-1] == [tuple(box) for box in main["boxes"]]
     wanted = [[tuple(box) for box in target["boxes"]] for target in more]
-    assert len(answers) == 1 + min(len(more), rec.MAX_TARGETS - 1)
+    assert len(answers) == 1 + min(len(more), facts.MAX_ASKED - 1)
     assert all(answer in wanted for answer in answers[:-1])
     assert not any(regions(conversation, "user")), "a question does not tell the box"
     assert conversation.media == one.media, "the picture is shown once"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -22,6 +23,7 @@ from mmchat.modalities.image_encoders import ImageSpec, TimmConfig
 from mmchat.modalities.video import VideoConfig, VideoPreprocess
 
 SPEC = ImageSpec(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 2, 2, 8)
+LARGE = ImageSpec(64, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bilinear", 4, 4, 8)
 STEP = 7  # grey levels between one frame and the next
 
 
@@ -127,6 +129,84 @@ def test_a_moment_at_which_a_frame_starts_shows_that_frame(tmp_path: Path, share
     frames, times_s = process.frames(data, process.plan(process.header(data)))
     assert numbers(frames) == list(range(1, 30, 2))
     assert times_s == pytest.approx([n / 10 for n in range(1, 30, 2)])
+
+
+def linear(data: bytes) -> list[tuple[float, np.ndarray]]:
+    """Every frame with its time, without any seeking."""
+    with av.open(BytesIO(data)) as container:
+        frames = list(container.decode(video=0))
+    start = frames[0].pts if frames[0].pts is not None else frames[0].dts
+    return [
+        (float(((f.dts if f.pts is None else f.pts) - start) * f.time_base), f.to_ndarray(format="rgb24"))
+        for f in frames
+    ]
+
+
+def noisy(number: int) -> np.ndarray:
+    """Differs from its neighbours everywhere, so that no frame passes for another."""
+    ramp = np.linspace(0, 120, 64)[None, :, None] * np.ones((48, 1, 3))
+    return (ramp + np.random.default_rng(number).integers(0, 120, (48, 64, 3))).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS)
+def test_seeking_shows_the_pixels_of_a_linear_decode(
+    tmp_path: Path, shared: VideoPreprocess, name: str, codec: str, options: dict[str, str]
+) -> None:
+    data = write(tmp_path / name, [noisy(n) for n in range(60)], codec=codec, **options)
+    process = VideoPreprocess(VideoConfig(resize="squash", sample={"kind": "num_frames", "num_frames": 9}), LARGE)
+    process.sandbox = shared.sandbox
+    plan = process.plan(MediaHeader(width=64, height=64, duration_s=6.0))
+    found, times_s = process.frames(data, plan)
+    shown = linear(data)
+    for pixels, time_s, wanted_s in zip(found, times_s, plan.times_s, strict=True):
+        expected_s, frame = [(at, frame) for at, frame in shown if at <= wanted_s + 1e-6][-1]
+        assert time_s == pytest.approx(expected_s, abs=1e-3)
+        square = Image.fromarray(frame).resize((64, 64), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(pixels, LARGE.normalise(np.asarray(square)[None])[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("name", "codec", "options"), CONTAINERS)
+def test_keyframes_alone(
+    tmp_path: Path, shared: VideoPreprocess, name: str, codec: str, options: dict[str, str]
+) -> None:
+    """The last keyframe up to each moment, its own pixels, and its true time."""
+    data = write(tmp_path / name, [grey(n) for n in range(30)], codec=codec, **options)
+    settings = {"sample": {"kind": "num_frames", "num_frames": 6}}
+    process = configured(shared, seek="keyframes", **settings)
+    plan = process.plan(MediaHeader(width=64, height=48, duration_s=3.0))
+    frames, times_s = process.frames(data, plan)
+    with av.open(BytesIO(data)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+        ticks = sorted(p.dts if p.pts is None else p.pts for p in packets)
+        keys_s = [
+            float(((p.dts if p.pts is None else p.pts) - ticks[0]) * p.time_base) for p in packets if p.is_keyframe
+        ]
+    expected_s = [max(at for at in keys_s if at <= wanted_s + 1e-6) for wanted_s in plan.times_s]
+    assert times_s == pytest.approx(expected_s, abs=1e-3)
+    assert numbers(frames) == [round(at * 10) for at in expected_s]
+    exact, exact_s = configured(shared, **settings).frames(data, plan)
+    longest = int(options["g"]) / 10
+    assert all(0 <= b - a < longest for a, b in zip(times_s, exact_s, strict=True))
+    for frame, number in zip(frames, numbers(frames), strict=True):
+        if number in numbers(exact):
+            torch.testing.assert_close(frame, exact[numbers(exact).index(number)], rtol=0, atol=0)
+
+
+def test_a_damaged_keyframe_leaves_the_one_before_it(tmp_path: Path, shared: VideoPreprocess) -> None:
+    path = tmp_path / "v.mkv"
+    data = bytearray(write(path, [grey(n) for n in range(30)], codec="ffv1", g="1", slices="4", slicecrc="1"))
+    with av.open(BytesIO(bytes(data))) as container:
+        packet = [p for p in container.demux(video=0) if p.size][15]
+    start = bytes(data).index(bytes(packet))
+    data[start : start + packet.size] = bytes(packet.size)
+    process = configured(shared, seek="keyframes", sample={"kind": "num_frames", "num_frames": 30})
+    found = numbers(process(bytes(data), process.plan(MediaHeader(width=64, height=48, duration_s=3.0))))
+    assert found[:15] == list(range(15)) and found[16:] == list(range(16, 30)) and found[15] in (14, 15)
+
+
+def test_keyframes_need_pyav() -> None:
+    with pytest.raises(ValueError, match=r"keyframes needs backend: pyav, found decord"):
+        VideoConfig(seek="keyframes", backend="decord")
 
 
 @pytest.mark.parametrize("backend", ["decord"])
@@ -290,6 +370,7 @@ def test_data_workers_decode(tmp_path: Path, shared: VideoPreprocess, start: str
     """Workers are daemonic processes, and a forked one inherits a child that it must not talk to."""
     data = write(tmp_path / "v.mp4", [grey(n) for n in range(8)])
     expected = shared(data, shared.plan(shared.header(data)))
+    gc.collect()  # encoders of the tests before have threads: freed in a forked child, they would be waited for in vain
     loader = DataLoader(Videos(shared, data), batch_size=None, num_workers=2, multiprocessing_context=start)
     assert all(torch.equal(frames, expected) for frames in loader)
 

@@ -1,0 +1,263 @@
+"""make_shards.py where it is hard: many records, kills, full disks, changed sources, clusters."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks.make_shards import FEW, files_of, measure, write_pictures, write_rows
+from data_prep import make_shards
+from data_prep.journal import Journal
+from mmchat.data.shards import index_path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 3,000 rows and the pictures that they name."""
+    folder = tmp_path_factory.mktemp("source")
+    write_pictures(folder / "pictures")
+    write_rows(folder / "rows.jsonl", 3000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every file that an unbroken run of one process makes of `source`."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    assert make(source, out, "--workers", "1") == 0
+    return files_of(out)
+
+
+def make(source: Path, out: Path, *options: str) -> int:
+    return make_shards.main(["instruct", str(source / "rows.jsonl"), str(out), "--samples-per-shard", "100", *options])
+
+
+def start(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "data_prep/make_shards.py", "instruct", source / "rows.jsonl", out]
+    return subprocess.Popen(
+        [*map(str, command), "--samples-per-shard", "100", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_shards(out: Path, count: int, process: subprocess.Popen[str] | None = None) -> None:
+    until = time.monotonic() + 120
+    while len(list(out.glob("*.tar"))) < count:
+        assert time.monotonic() < until and (process is None or process.poll() is None)
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_records(tmp_path: Path) -> None:
+    """Memory is flat; a run that is killed in the middle ends with the bytes of an unbroken one (in `measure`)."""
+    figures = measure(tmp_path, 100_000, num_workers=2)
+    assert figures["killed"]["bytes_equal"] and figures["few"]["num_records"] == FEW
+    for process in ("main_mb", "worker_mb"):
+        assert figures["many"][process] < 1.05 * figures["few"][process] + 10
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_run_is_continued(source: Path, whole: dict[str, str], tmp_path: Path, how: signal.Signals) -> None:
+    """The first process alone gets the signal: its workers must end too, and leave nothing half."""
+    out = tmp_path / "out"
+    process = start(source, out, "--workers", "2")
+    wait_for_shards(out, 5, process)
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)  # returns when the last worker has closed the pipes
+    assert 0 < len(list(out.glob("*.tar"))) < 30
+    if how != signal.SIGKILL:
+        assert process.returncode == 130 and "Run the same command again to continue" in said
+        assert not list(out.glob(".*.partial")) and "Traceback" not in said
+    assert make(source, out, "--workers", "2") == 0
+    assert files_of(out) == whole
+
+
+def test_one_run_at_a_time(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"task": "instruct"}
+    with Journal(tmp_path / "out", asked):
+        assert make(source, tmp_path / "out") == 1
+    assert "another process is writing" in capsys.readouterr().err
+
+
+def test_a_killed_worker_is_an_error_that_can_be_continued(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(source, out, "--workers", "2")
+    wait_for_shards(out, 3, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "was killed; is there enough memory? Try fewer --workers" in said
+    assert make(source, out) == 0 and files_of(out) == whole
+
+
+def test_a_full_disk_is_an_error_that_can_be_continued(
+    source: Path,
+    whole: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, written = tmp_path / "out", []
+
+    def sync(file: object) -> None:
+        written.append(file)
+        if len(written) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmchat.data.shard_writer.sync", sync)
+        assert make(source, out, "--workers", "1") == 1
+    assert f"{out} is full; make room and run the same command again" in capsys.readouterr().err
+    assert len(list(out.glob("*.tar"))) == 3 and not list(out.glob(".*.partial"))
+    assert make(source, out) == 0 and files_of(out) == whole
+
+
+def test_what_was_damaged_meanwhile_is_made_again(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert make(source, out) == 0
+    (out / "000003.tar").write_bytes((out / "000003.tar").read_bytes()[:-512])
+    (out / "000005.tar").unlink()
+    index_path(out / "000007.tar").unlink()
+    (out / ".000009.tar.elsewhere-1.partial").write_bytes(b"half")
+    with open(out / ".make_shards.jsonl", "a") as file:
+        file.write('{"number": 29, "dig')  # a line that a crash cut
+    assert make(source, out) == 0 and files_of(out) == whole
+    data = bytearray((out / "000004.tar").read_bytes())
+    data[1000] ^= 1
+    (out / "000004.tar").write_bytes(data)
+    assert make(source, out) == 0 and files_of(out) != whole
+    assert make(source, out, "--verify") == 0 and files_of(out) == whole
+
+
+def test_a_source_that_changed_is_refused(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(source, copy)
+    rows = (copy / "rows.jsonl").read_text()
+    assert make(copy, out) == 0
+    (copy / "rows.jsonl").write_text(rows + rows)
+    assert make(copy, out) == 1 and "source_bytes" in capsys.readouterr().err
+    (copy / "rows.jsonl").write_text(rows.replace('"row-150"', '"row-999"'))
+    (out / "000009.tar").unlink()
+    assert make(copy, out) == 1 and "shard 1 in" in capsys.readouterr().err
+
+
+def test_rows_that_the_source_skips_count_where_they_lie(source: Path, tmp_path: Path) -> None:
+    lines = (source / "rows.jsonl").read_text().splitlines()[1:301:2]  # no pictures
+    lines[5:5] = ["{"] * 40
+    lines.append("[")
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    for name, workers in (("a", "1"), ("b", "3")):
+        assert make(tmp_path, tmp_path / name, "--workers", workers) == 0
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert (report["num_samples"], report["num_shards"], report["num_skipped"]) == (150, 2, 41)
+    assert len(report["skipped"][0]["examples"]) == 3
+    journal = [json.loads(line) for line in (tmp_path / "a" / ".make_shards.jsonl").read_text().splitlines()]
+    assert [line["problems"] for line in journal[1:]] == [{"unreadable row": 40}, {"unreadable row": 1}]
+
+
+def test_archives_are_read_where_they_lie(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    shutil.copy(source / "rows.jsonl", tmp_path)
+    with zipfile.ZipFile(tmp_path / "pictures.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted((source / "pictures").iterdir()):
+            archive.write(path, f"pictures/{path.name}")
+    assert make(tmp_path, tmp_path / "out") == 0
+    made = files_of(tmp_path / "out")
+    assert {name: digest for name, digest in made.items() if ".tar" in name} == {
+        name: digest for name, digest in whole.items() if ".tar" in name
+    }
+
+
+def test_a_few_rows_and_the_time_left(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert make(source, tmp_path / "few", "--limit", "150") == 0
+    assert "holds 150 samples in 2 shards" in capsys.readouterr().out
+    monkeypatch.setattr(make_shards.Progress.__init__, "__defaults__", (0.0,))
+    assert make(source, tmp_path / "out", "--workers", "1") == 0
+    said = capsys.readouterr().err.splitlines()
+    assert any("samples" in line and "% of the source, about 0:00:" in line for line in said)
+    assert said[-1].startswith("3,000 samples") and said[-1].endswith(" left")
+
+
+def test_help_tells_the_formats_of_a_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        make_shards.main(["caption", "--help"])
+    said = capsys.readouterr().out
+    assert "captions: {split}/captions.jsonl" in said and "\n  instruct\n" not in said
+    with pytest.raises(SystemExit):
+        make_shards.main(["--help"])
+    assert "\n  instruct\n" in capsys.readouterr().out
+
+
+def test_a_cluster_that_is_not_there(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make(source, tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:9") == 1
+    assert "the Ray cluster 127.0.0.1:9 cannot be used" in capsys.readouterr().err
+
+
+def test_ray_that_is_not_there(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert make(source, tmp_path / "out", "--engine", "ray") == 1
+    assert "pip install 'mmchat[ray]'" in capsys.readouterr().err
+    assert make(source, tmp_path / "out", "--ray-address", "auto") == 1
+    assert "--ray-address needs --engine ray" in capsys.readouterr().err
+
+
+CLUSTER = """
+import os, sys
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+node = cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.remove_node(node, allow_graceful=False)
+print("removed", flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_that_loses_a_node(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+    """Two nodes on this machine; one is killed while its tasks run."""
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as cluster:
+        assert cluster.stdin is not None and cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        try:
+            out = tmp_path / "out"
+            process = start(source, out, "--engine", "ray", "--ray-address", address)
+            wait_for_shards(out, 4, process)
+            print("", file=cluster.stdin, flush=True)
+            assert cluster.stdout.readline().strip() == "removed"
+            assert len(list(out.glob("*.tar"))) < 30, "a node was lost in the middle"
+            said, errors = process.communicate(timeout=200)
+            assert process.returncode == 0, errors
+            assert "made 3,000 samples" in said
+            assert files_of(out) == whole
+        finally:
+            cluster.stdin.close()  # both ends of its script
