@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,17 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mmchat.conversation import MODALITIES, MediaHeader, Modality
+from mmchat.data.foreign import Members, Reading, read_plain
 from mmchat.data.shards import (
     ALLOWED_TYPES,
     FORMAT,
-    MAX_JSON_BYTES,
     MAX_MEMBER_BYTES,
-    MODALITY_BY_TYPE,
     PICKLE_TYPES,
-    facts_suffix,
     index_path,
     num_characters,
-    parse_facts,
     refuse_pickles,
     type_of,
 )
@@ -33,18 +31,23 @@ from mmchat.errors import SampleError
 HeaderOf = Callable[[Modality, bytes], MediaHeader]
 
 TAR_BLOCK = 512
+_META = re.compile(r"__[^/]*__(?:$|/)")  # of the whole tar, by webdataset's rule
 _NAME = re.compile(r"((?:[^/]+/)*[^/.]+)\.([^/]+)")  # webdataset's rule: the suffix starts at the first dot
 
 
 @dataclass
 class ShardReport:
-    """What was written or indexed, and what was not, counted by reason with a few examples each."""
+    """What was written or indexed, and what was not, counted by reason with a few examples each.
+
+    unread: members of foreign shards that no sample can use, counted by type.
+    """
 
     shards: list[Path] = field(default_factory=list)
     num_samples: int = 0
     num_bytes: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def add_problem(self, error: SampleError) -> None:
         self.problems[error.reason] += 1
@@ -57,16 +60,26 @@ class ShardReport:
         self.num_samples += other.num_samples
         self.num_bytes += other.num_bytes
         self.problems += other.problems
+        self.unread += other.unread
         for reason, examples in other.examples.items():
             self.examples[reason] = (self.examples.get(reason, []) + examples)[:3]
 
 
-def index_shard(path: Path, header_of: HeaderOf | None = None) -> ShardReport:
+def index_shard(
+    path: Path,
+    header_of: HeaderOf | None = None,
+    reading: Reading | None = None,
+    excluded: frozenset[str] = frozenset(),
+) -> ShardReport:
     """Makes the index of any webdataset tar, from its member headers; nothing is extracted.
 
     Members of one key are joined wherever they lie. Links, devices and names that leave the folder are left
     out and reported. A sample that cannot be used stays in the index with its problem, so that it is refused
     with the reason whenever it is met, and is reported.
+
+    Args:
+        reading: of samples whose members are not facts as they lie; the index then holds the facts.
+        excluded: keys that are left out.
 
     Raises ValueError, and leaves no index, where the file is not a whole, plain tar.
     """
@@ -84,9 +97,12 @@ def index_shard(path: Path, header_of: HeaderOf | None = None) -> ShardReport:
         except SampleError as error:
             report.add_problem(error)
             continue
-        if split is None or type_of(split[1]) not in ALLOWED_TYPES | PICKLE_TYPES:
+        if split is None or _META.match(member.name) or split[0] in excluded:
             continue
         key, suffix = split
+        if type_of(suffix) not in ALLOWED_TYPES | PICKLE_TYPES | {"cls"}:
+            report.unread[type_of(suffix)] += 1
+            continue
         members = samples.setdefault(key, {})
         if suffix in members:
             doubled[key] = suffix
@@ -99,7 +115,8 @@ def index_shard(path: Path, header_of: HeaderOf | None = None) -> ShardReport:
             try:
                 if key in doubled:
                     raise SampleError("duplicate member", f"{key} has {doubled[key]!r} more than once")
-                line["media"], line["num_characters"] = _describe(file, key, members, header_of)
+                refuse_pickles(members, key)
+                line |= _describe(Members(key, members, file, path), header_of, reading)
             except SampleError as error:
                 line["problem"] = [error.reason, error.detail]  # without the path: shards are moved
                 report.add_problem(SampleError(error.reason, f"{path}: {error.detail}"))
@@ -108,40 +125,43 @@ def index_shard(path: Path, header_of: HeaderOf | None = None) -> ShardReport:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     report.num_samples = len(lines)
     report.num_bytes = path.stat().st_size
-    write_index(path, report.num_bytes, sha256, lines)
+    write_index(path, report.num_bytes, sha256, lines, reading_label(reading, excluded))
     return report
 
 
-def _describe(
-    file: BinaryIO, key: str, members: dict[str, tuple[int, int]], header_of: HeaderOf | None
-) -> tuple[list[dict[str, Any]], int]:
-    """What the index says of a foreign sample: its media, and characters of text. Raises SampleError."""
+def reading_label(reading: Reading | None, excluded: frozenset[str]) -> str | None:
+    """What the header of an index says of how its samples were read; None for plain shards."""
+    words = [] if reading is None else [reading.label]
+    if excluded:
+        words.append(f"without {hashlib.sha256(repr(sorted(excluded)).encode()).hexdigest()[:16]}")
+    return " ".join(words) or None
 
-    def read(suffix: str, limit: int) -> bytes:
-        offset, size = members[suffix]
-        if size > limit:
-            raise SampleError("member too large", f"{key}.{suffix} has {size} bytes, the limit is {limit}")
-        file.seek(offset)
-        return file.read(size)
 
-    refuse_pickles(members, key)
-    suffix = facts_suffix(members, key)
-    facts = parse_facts(read(suffix, MAX_JSON_BYTES), suffix, key)
-    listed = facts.pop("media", None)
-    if listed is None:
-        listed = [
-            {"modality": MODALITY_BY_TYPE[type_of(member)], "member": member}
-            for member in sorted(members, key=_natural_order)
-            if type_of(member) in MODALITY_BY_TYPE
-        ]
+def is_current(path: Path, label: str | None) -> bool:
+    """Whether a shard has an index, newer than the tar and of the same size and reading."""
+    index = index_path(path)
+    try:
+        if index.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            return False
+        with open(index, "rb") as file:
+            header = json.loads(file.readline(4096))
+        return (header["format"], header["shard_bytes"], header.get("reading")) == (FORMAT, path.stat().st_size, label)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _describe(members: Members, header_of: HeaderOf | None, reading: Reading | None) -> dict[str, Any]:
+    """What the index says of a foreign sample: media, characters, and facts not as they lie. Raises SampleError."""
+    facts, listed, is_stored = read_plain(members) if reading is None else (*reading(members), False)
     media = []
-    for item in _checked_media(listed, members, key):
+    for item in _checked_media(listed, members.places, members.key):
         header = None
         if header_of is not None and item["member"] is not None:
-            data = read(item["member"], MAX_MEMBER_BYTES)
-            header = read_header(header_of, item["modality"], data, f"{key}.{item['member']}")
+            data = members.read(item["member"], MAX_MEMBER_BYTES)
+            header = read_header(header_of, item["modality"], data, f"{members.key}.{item['member']}")
         media.append(media_line(item, header))
-    return media, num_characters(facts)
+    line = {"media": media, "num_characters": num_characters(facts)}
+    return line if is_stored else line | {"facts": facts}
 
 
 def _checked_media(listed: Any, members: Iterable[str], where: str) -> list[dict[str, Any]]:
@@ -209,24 +229,32 @@ def _split_name(name: str, where: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def _natural_order(suffix: str) -> list[tuple[int, str]]:
-    """ "2.jpg" before "10.jpg"."""
-    return [(int(digits or 0), text) for digits, text in re.findall(r"(\d*)(\D*)", suffix)]
-
-
 def padded(size: int) -> int:
     return -(-size // TAR_BLOCK) * TAR_BLOCK
 
 
-def write_index(shard: Path, shard_bytes: int, sha256: str, lines: list[dict[str, Any]]) -> None:
+def write_index(
+    shard: Path, shard_bytes: int, sha256: str, lines: list[dict[str, Any]], reading: str | None = None
+) -> None:
     path = index_path(shard)
-    partial = path.with_name(f".{path.name}.partial")
-    header = {"format": FORMAT, "shard_bytes": shard_bytes, "num_samples": len(lines), "sha256": sha256}
-    with open(partial, "wb") as file:
-        for line in (header, *lines):
-            file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        sync(file)
-    os.replace(partial, path)
+    partial = partial_path(path)
+    header: dict[str, Any] = {"format": FORMAT, "shard_bytes": shard_bytes, "num_samples": len(lines), "sha256": sha256}
+    if reading is not None:
+        header["reading"] = reading
+    try:
+        with open(partial, "wb") as file:
+            for line in (header, *lines):
+                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+            sync(file)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file lies until it is whole: hidden, and of this process alone."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
 
 def sync(file: BinaryIO) -> None:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mmchat.data.shard_index import (
     ShardReport,
     media_line,
     padded,
+    partial_path,
     read_header,
     sync,
     write_index,
@@ -28,8 +29,114 @@ from mmchat.data.shard_index import (
 from mmchat.data.shards import MAX_MEMBER_BYTES, MODALITY_BY_TYPE, num_characters, parse_facts
 from mmchat.errors import SampleError
 
+Check = Callable[[Record], object]
+
 _KEY = re.compile(r"(?!__)[\w-]+(?:/(?!__)[\w-]+)*")  # webdataset skips names that start with two underscores
 _MAX_KEY_BYTES = 80  # a ustar name holds 100, suffix included
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one shard is made of, however many processes make shards.
+
+    Attributes:
+        records: in the source's order.
+        skipped: what the source could not use since the chunk before.
+        digest: sha256 in hex of keys, facts and sizes of media: another source gives another one.
+    """
+
+    number: int
+    records: list[Record]
+    skipped: ShardReport
+    digest: str
+
+
+def cut_chunks(
+    samples: Iterable[Record | SampleError], samples_per_shard: int = 1000, max_shard_bytes: int = 512 * 2**20
+) -> Iterator[Chunk]:
+    """Cuts a source into chunks, chunk k being shard k; nothing but the samples decides where.
+
+    A chunk ends before the record that would be one too many, or would make its shard larger than `max_shard_bytes`; a
+    larger record gets a chunk of its own. Media is not read, its size is known. A record that turns out not to be
+    usable has been counted here, so a shard may hold less.
+
+    Raises ValueError for limits below one.
+    """
+    if samples_per_shard < 1 or max_shard_bytes < 1:
+        raise ValueError("a shard must hold at least one sample and one byte")
+    records: list[Record] = []
+    number, num_bytes, skipped, digest = 0, 0, ShardReport(), hashlib.sha256()
+    for sample in samples:
+        if isinstance(sample, SampleError):
+            skipped.add_problem(sample)
+            continue
+        text = _description(sample)
+        sizes = [len(text), *(_num_bytes(item) for item in sample.media if item.data is not None)]
+        sample_bytes = sum(TAR_BLOCK + padded(size) for size in sizes)
+        if records and (len(records) == samples_per_shard or num_bytes + sample_bytes > max_shard_bytes):
+            yield Chunk(number, records, skipped, digest.hexdigest())
+            number, num_bytes, records, skipped, digest = number + 1, 0, [], ShardReport(), hashlib.sha256()
+        records.append(sample)
+        num_bytes += sample_bytes
+        digest.update(text + b"\n")
+    if records or skipped.problems:
+        yield Chunk(number, records, skipped, digest.hexdigest())
+
+
+def _description(record: Record) -> bytes:
+    """Key, facts and sizes of media as JSON, about as long as the facts will be in the shard."""
+    sizes = [[item.modality, None if item.data is None else _num_bytes(item)] for item in record.media]
+    try:
+        text = json.dumps([record.key, sizes, record.facts], ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, TypeError, RecursionError):
+        text = record.key  # it will be refused
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _num_bytes(item: MediaRef) -> int:
+    return item.data.size if isinstance(item.data, StoredBytes) else len(item.data or b"")
+
+
+def shard_path(out: Path, number: int) -> Path:
+    return out / f"{number:06d}.tar"
+
+
+def write_shard(
+    path: Path,
+    records: Iterable[Record],
+    header_of: HeaderOf | None = None,
+    check: Check | None = None,
+) -> ShardReport:
+    """Writes one shard and its index; both appear under their names only when they are whole.
+
+    A record that cannot be stored is counted in the report's problems. Where none can, there is no shard. The same
+    records give the same bytes.
+
+    Args:
+        header_of: reads the header facts for the index; it raises SampleError for media that are not usable.
+        check: raises SampleError for a record, its media with their headers, that is not worth storing.
+    """
+    report = ShardReport()
+    writer: _ShardWriter | None = None
+    try:
+        for record in records:
+            try:
+                encoded = _encode(record, header_of, check)
+                if writer is not None and record.key in writer.entries:
+                    raise SampleError("duplicate key", f"{record.key!r} is already in {path.name}")
+            except SampleError as error:
+                report.add_problem(error)
+                continue
+            if writer is None:
+                writer = _ShardWriter(path)
+            writer.add(encoded)
+        if writer is not None:
+            report.merge(writer.close())
+            writer = None
+    finally:
+        if writer is not None:
+            writer.discard()
+    return report
 
 
 def write_shards(
@@ -39,50 +146,19 @@ def write_shards(
     max_shard_bytes: int = 512 * 2**20,
     header_of: HeaderOf | None = None,
 ) -> ShardReport:
-    """Writes `out/000000.tar`, `out/000001.tar`, ... and their indexes; the same samples give the same bytes.
+    """Writes `out/000000.tar`, `out/000001.tar`, ... and their indexes in this process: see cut_chunks and write_shard.
 
-    A shard ends before the sample that would make it hold more than `samples_per_shard` samples or
-    `max_shard_bytes` bytes; a larger sample gets a shard of its own. Each shard appears under its name only
-    when it is whole. A SampleError among the samples, or a sample that cannot be stored, is counted in the
-    report's problems.
-
-    Args:
-        header_of: reads the header facts for the index; it raises SampleError for media that are not usable.
+    data_prep/make_shards.py does the same in many processes, and continues where it was stopped.
 
     Raises ValueError where `out` already has shards.
     """
-    if samples_per_shard < 1 or max_shard_bytes < 1:
-        raise ValueError("a shard must hold at least one sample and one byte")
     out.mkdir(parents=True, exist_ok=True)
     if any(out.glob("*.tar")):
         raise ValueError(f"{out} already has shards; name an empty folder, or remove them first")
     report = ShardReport()
-    writer: _ShardWriter | None = None
-    try:
-        for sample in samples:
-            try:
-                if isinstance(sample, SampleError):
-                    raise sample
-                encoded = _encode(sample, header_of)
-                if writer is not None and sample.key in writer.entries:
-                    raise SampleError("duplicate key", f"{sample.key!r} is already in {writer.path.name}")
-            except SampleError as error:
-                report.add_problem(error)
-                continue
-            if writer is not None and (
-                len(writer.entries) >= samples_per_shard or writer.num_bytes + encoded.tar_bytes > max_shard_bytes
-            ):
-                report.merge(writer.close())
-                writer = None
-            if writer is None:
-                writer = _ShardWriter(out / f"{len(report.shards):06d}.tar")
-            writer.add(encoded)
-        if writer is not None:
-            report.merge(writer.close())
-            writer = None
-    finally:
-        if writer is not None:
-            writer.discard()
+    for chunk in cut_chunks(samples, samples_per_shard, max_shard_bytes):
+        report.merge(chunk.skipped)
+        report.merge(write_shard(shard_path(out, chunk.number), chunk.records, header_of))
     return report
 
 
@@ -95,17 +171,14 @@ class _Encoded:
     media: list[dict[str, Any]]
     num_characters: int
 
-    @property
-    def tar_bytes(self) -> int:
-        return sum(TAR_BLOCK + padded(len(data)) for data in self.members.values())
-
 
 class _ShardWriter:
     """One shard while it is written, under a hidden name; `close` makes it and its index visible."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
+        # A name of its own: a killed run may have left a process that still writes the same shard.
+        self.partial = partial_path(path)
         self.num_bytes = 0
         self.entries: dict[str, dict[str, Any]] = {}
         self._hash = hashlib.sha256()
@@ -149,7 +222,7 @@ class _ShardWriter:
         self.partial.unlink(missing_ok=True)
 
 
-def _encode(record: Record, header_of: HeaderOf | None) -> _Encoded:
+def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> _Encoded:
     """Raises SampleError for a record that cannot be stored."""
     if not _KEY.fullmatch(record.key) or len(record.key.encode()) > _MAX_KEY_BYTES:
         raise SampleError(
@@ -161,6 +234,7 @@ def _encode(record: Record, header_of: HeaderOf | None) -> _Encoded:
     members: dict[str, bytes] = {}
     listed: list[dict[str, Any]] = []
     media: list[dict[str, Any]] = []
+    known: list[MediaRef] = []
     for i, item in enumerate(record.media):
         named: dict[str, Any] = {"modality": item.modality, "member": None}
         header = item.header
@@ -175,6 +249,9 @@ def _encode(record: Record, header_of: HeaderOf | None) -> _Encoded:
                 header = read_header(header_of, item.modality, data, where)
         listed.append(named)
         media.append(media_line(named, header))
+        known.append(replace(item, header=header))
+    if check is not None:
+        check(replace(record, media=tuple(known)))
     facts = {"media": listed, **record.facts} if listed else record.facts
     try:
         text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
@@ -187,7 +264,7 @@ def _encode(record: Record, header_of: HeaderOf | None) -> _Encoded:
 
 
 def _read_media(item: MediaRef, where: str) -> bytes:
-    size = item.data.size if isinstance(item.data, StoredBytes) else len(item.data or b"")
+    size = _num_bytes(item)
     if size > MAX_MEMBER_BYTES:
         raise SampleError("media too large", f"{where} has {size} bytes, the limit is {MAX_MEMBER_BYTES}")
     try:

@@ -19,8 +19,10 @@ from PIL import Image
 
 from data_prep import index_shards, make_shards
 from mmchat.config import SourceConfig
-from mmchat.conversation import MediaHeader
+from mmchat.conversation import MediaHeader, MediaRef, Record
 from mmchat.data.mixture import Mixture
+from mmchat.data.shard_index import ShardReport
+from mmchat.data.shard_writer import Chunk
 from mmchat.data.shards import Shard, expand_shards, index_path
 from mmchat.errors import SampleError
 from tests import tiny
@@ -49,6 +51,10 @@ def captions(tmp_path: Path) -> Path:
     return source
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -58,13 +64,25 @@ def test_the_script_as_people_run_it(captions: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     done = run("data_prep/make_shards.py", "caption", captions, out, "--samples-per-shard", 10)
     assert done.returncode == 0, done.stderr
-    assert "wrote 23 samples in 3 shards" in done.stdout
+    assert "format captions; task caption also has" in done.stdout
+    assert "holds 23 samples in 3 shards" in done.stdout
     assert "skipped 4:" in done.stdout and "1 x missing media" in done.stdout
     assert "2 x undecodable image" in done.stdout and "captions.jsonl row 9" in done.stdout
-    assert [Shard(path).num_samples for path in expand_shards(f"{out}/{{000000..000002}}.tar")] == [10, 10, 3]
+    # Ten records each; what turns out not to be usable leaves its place empty, the same way for any number of workers.
+    assert [Shard(path).num_samples for path in expand_shards(f"{out}/{{000000..000002}}.tar")] == [8, 10, 5]
+    report = json.loads((out / "report.json").read_text())
+    assert (report["num_samples"], report["num_shards"], report["num_skipped"]) == (23, 3, 4)
+    assert report["asked"]["format"] == "captions" and report["skipped"][0]["reason"] == "undecodable image"
+    assert report["skipped"][0]["count"] == 2 and "cut.jpg" in report["skipped"][0]["examples"][0]
 
-    again = run("data_prep/make_shards.py", "caption", captions, out)
-    assert again.returncode == 1 and "already has shards" in again.stderr and "Traceback" not in again.stderr
+    before = contents(out)
+    again = run("data_prep/make_shards.py", "caption", captions, out, "--samples-per-shard", 10)
+    assert again.returncode == 0 and "has 3 finished shards" in again.stdout and "made" not in again.stdout
+    assert "holds 23 samples in 3 shards" in again.stdout and "skipped 4:" in again.stdout
+    assert contents(out) == before
+    other = run("data_prep/make_shards.py", "caption", captions, out)
+    assert other.returncode == 1 and "samples_per_shard: 10 then, 1000 now" in other.stderr
+    assert "Traceback" not in other.stderr and contents(out) == before
 
 
 def test_webdataset_sees_the_same_bytes(captions: Path, tmp_path: Path) -> None:
@@ -86,9 +104,12 @@ def test_webdataset_sees_the_same_bytes(captions: Path, tmp_path: Path) -> None:
 
 def test_the_same_source_gives_the_same_bytes(captions: Path, tmp_path: Path) -> None:
     found = []
-    for name in ("a", "b"):
-        assert make_shards.main(["caption", str(captions), str(tmp_path / name), "--max-shard-mb", "0.02"]) == 0
-        found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    for name, workers in (("a", "1"), ("b", "3")):
+        made = make_shards.main(
+            ["caption", str(captions), str(tmp_path / name), "--max-shard-mb", "0.02", "--workers", workers]
+        )
+        assert made == 0
+        found.append(contents(tmp_path / name))
     assert found[0] == found[1] and len(found[0]) > 2
     assert all(len(data) <= 20_000 + 10_240 for name, data in found[0].items() if name.endswith(".tar"))
 
@@ -130,9 +151,8 @@ def test_bad_shards_are_named_and_the_others_indexed(
     assert all(str(path) in printed.err for path in paths[:2]) and str(paths[2]) not in printed.err
     assert "1 x forbidden member" in printed.out and "1 x unsafe name" in printed.out
     shard = Shard(paths[2])
-    assert shard.num_samples == 7
     with pytest.raises(SampleError, match="forbidden member"):
-        shard.record(6)
+        shard.record(shard.num_samples - 1)
     assert not (tmp_path / "out.json").exists()
 
 
@@ -178,7 +198,7 @@ def test_a_mixture_reads_what_the_lanes_draw(captions: Path, tmp_path: Path) -> 
     ]
     mixture = Mixture(configs)
     assert mixture.weights == (0.75, 0.25)
-    assert [source.shard_sizes for source in mixture.sources] == [(5, 5, 5, 5, 3), (23,)]
+    assert [source.shard_sizes for source in mixture.sources] == [(4, 4, 5, 5, 5), (23,)]
     seen: Counter[str] = Counter()
     for number in range(4):
         lane = mixture.lane(0, "align", number, 4)
@@ -219,3 +239,23 @@ def test_mixtures_that_cannot_be_used(captions: Path, tmp_path: Path) -> None:
     assert "2 shards cannot be used" in message and "000001.tar" in message and "index_shards.py" in message
     with pytest.raises(ValueError, match="weight"):
         SourceConfig(name="a", task="caption", shards=a, weight=0)
+
+
+def test_places_outside_of_the_picture_are_left_out(tmp_path: Path) -> None:
+    """What training would refuse is not stored: more than a pixel outside, after the rotation that the header names."""
+    data, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # shown as 30 x 40
+    Image.new("RGB", (40, 30)).save(data, "JPEG", exif=exif)
+    media = (MediaRef("image", data.getvalue()),)
+    answer = {"role": "assistant", "parts": [{"text": "A car."}]}
+    records = [
+        Record(str(i), {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": region}]}, answer]}, media)
+        for i, region in enumerate(
+            {"media": 0, "box": box} for box in ([0, 0, 30, 40], [0, 0, 30.5, 41], [0, 0, 40, 30], [5, 5, 2, 9])
+        )
+    ]
+    line = make_shards.ShardMaker("instruct", tmp_path)(Chunk(0, records, ShardReport(), ""))
+    assert line.problems == {"region outside the picture": 1, "inverted region": 1}
+    assert line.examples["region outside the picture"][0].startswith("2: ")
+    shard = Shard(tmp_path / "000000.tar")
+    assert [shard.record(i).key for i in range(shard.num_samples)] == ["0", "1"]

@@ -140,7 +140,7 @@ def test_a_format_that_does_not_read_single_rows_is_refused(tmp_path: Path) -> N
     path = make_tar(tmp_path / "x.tar", [("1.jpg", jpeg()), ("1.json", js({"conversations": LLAVA}))])
     with pytest.raises(ValueError, match="there is no format"):
         AsFormat("chatt")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="cannot read the samples of shards"):
         index_shard(path, reading=AsFormat("coco_captions"))
     assert not index_path(path).exists()
 
@@ -298,5 +298,12 @@ def test_many_shards_at_once_and_again(tmp_path: Path, capsys: pytest.CaptureFix
     assert "5 shards have their index already" in said.out and "indexed 1 samples in 1 of 1 shards" in said.out
     assert index_shards.main([str(tmp_path), "--force"]) == 0
     assert "in 6 of 6 shards" in capsys.readouterr().out
+    for i in range(6):
+        make_tar(tmp_path / f"{i}.tar", [(f"{i}.jpg", jpeg()), (f"{i}.json", js(LLAVA))])
+    assert index_shards.main([str(tmp_path), "--as", "chat", "--workers", "3"]) == 0
+    assert "indexed 6 samples in 6 of 6 shards" in capsys.readouterr().out
+    assert answer("instruct", records(tmp_path / "5.tar")[0]) == "A car."
+    assert index_shards.main([str(tmp_path), "--as", "chat", "--set", "rejions=llava"]) == 1
+    assert "has no option rejions" in capsys.readouterr().err
     assert index_shards.main([str(tmp_path), "--set", "regions=llava"]) == 1
     assert index_shards.main([str(tmp_path), str(tmp_path / "1.tar")]) == 1
