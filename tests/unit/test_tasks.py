@@ -223,7 +223,7 @@ def test_one_bad_row_does_not_hide_the_others(folder: Path) -> None:
 
 
 def test_a_missing_or_broken_file_is_named(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"(?s)no format of task instruct for split train.*chat: train.json, train.jsonl"):
+    with pytest.raises(ValueError, match=r"(?s)no format of task instruct.*chat: train.json, train.jsonl"):
         list(read("instruct", folder))
     (folder / "train.json").write_text('[{"a": 1}, ')
     with pytest.raises(ValueError, match=r"train.json in .* is no whole JSON"):
