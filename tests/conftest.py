@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def tiny_folder() -> Path:
     """The models and shards that configs/tiny.yaml names."""
     return tiny.build_all()
+
+
+@pytest.fixture(scope="module")
+def process_group(tiny_folder: Path) -> Iterator[None]:
+    """A process group of one. Its rendezvous leaves the environment again: other tests start processes of their own.
+
+    The group itself stays, because DeepSpeed remembers the first one that it was given.
+    """
+    from mmchat.training.engine import start_distributed
+
+    before = dict(os.environ)
+    start_distributed()
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

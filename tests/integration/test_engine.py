@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
 
 from mmchat.models.parts import names_in
-from mmchat.training.engine import Engine, start_distributed
+from mmchat.training.engine import Engine
 from mmchat.training.trainable import select, table
 from tests import models
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _distributed(tiny_folder):
-    """A process group of one; other tests start processes of their own and must not inherit its rendezvous."""
-    before = dict(os.environ)
-    start_distributed()
-    yield
-    torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def _engine(zero, fusion=None, train=None):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from data_prep import check_shards, make_shards
@@ -20,7 +17,6 @@ from mmchat.inference.answer import answer_shards
 from mmchat.inference.generate import Decoding
 from mmchat.inference.load import load
 from mmchat.sources import SOURCES
-from mmchat.training.engine import start_distributed
 from mmchat.training.stage import StopRequest, train_stage
 from tests import tiny
 from tests.sources.fixture import Fixtures
@@ -30,15 +26,7 @@ for file in sorted((tiny.ROOT / "tests/sources").glob("fixtures_*.py")):
     FIXTURES |= importlib.import_module(f"tests.sources.{file.stem}").FIXTURES
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _distributed(tiny_folder: Path) -> Iterator[None]:
-    """A process group of one; other tests start processes of their own and must not inherit its rendezvous."""
-    before = dict(os.environ)
-    start_distributed()
-    yield
-    torch.distributed.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def run_config(folder: Path, task: str, shards: Path) -> tuple[RunConfig, Path]:
