@@ -305,7 +305,7 @@ def test_progress_says_rate_and_time_left(
     monkeypatch.setattr(check_shards, "Progress", partial(Progress, every_s=0.0))
     assert check(tmp_path, tmp_path / "a")[0] == 0
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"12 samples, [\d,]+ a second, .* \d+% of the source, about 0 s left", lines[-1]), lines
+    assert re.match(r"12 samples, [\d,]+ a second, .* \d+% of the source, about 0:00:00 left", lines[-1]), lines
 
 
 def test_a_killed_process_is_said(
