@@ -99,6 +99,8 @@ def _inside(
     x1, x2 = (min(max(x, 0.0), float(width)) for x in (x1, x2))
     y1, y2 = (min(max(y, 0.0), float(height)) for y in (y1, y2))
     if region.point is None and (x1 == x2 or y1 == y2):
+        if box[0] < box[2] and box[1] < box[3]:
+            raise SampleError("region outside the picture", f"{found}; the box lies beside the picture")
         raise SampleError("empty region", f"{found}; wanted a box with an area, or a point")
     return x1, y1, x2, y2
 

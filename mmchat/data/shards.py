@@ -135,19 +135,20 @@ class Shard:
         try:
             line = _JSON.decode(text.decode())
             members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in line["members"].items()}
-        except (ValueError, KeyError, TypeError) as error:
+            media = []
+            for item in line["media"]:
+                modality, member = item.pop("modality"), item.pop("member")
+                stored = None
+                if member is not None:
+                    stored = StoredBytes(self._tar.path, *self._inside(*members[member]), file=self._tar)
+                media.append(MediaRef(modality, stored, MediaHeader(**item) if item else None))
+            problem = tuple(line["problem"]) if "problem" in line else None
+            return IndexEntry(line["key"], members, tuple(media), line["num_characters"], problem, line.get("facts"))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise SampleError(
-                "damaged index", f"{self.index_path} line {i + 2}: {error}; make it anew with data_prep/index_shards.py"
+                "damaged index",
+                f"{self.index_path} line {i + 2}: {error!r:.300}; make it anew with data_prep/index_shards.py",
             ) from error
-        media = []
-        for item in line["media"]:
-            modality, member = item.pop("modality"), item.pop("member")
-            stored = None
-            if member is not None:
-                stored = StoredBytes(self._tar.path, *self._inside(*members[member]), file=self._tar)
-            media.append(MediaRef(modality, stored, MediaHeader(**item) if item else None))
-        problem = tuple(line["problem"]) if "problem" in line else None
-        return IndexEntry(line["key"], members, tuple(media), line["num_characters"], problem, line.get("facts"))
 
     def record(self, i: int) -> Record:
         """The facts of sample `i`, read and parsed, and its media, still encoded in the shard.

@@ -66,12 +66,15 @@ def region_of(facts: dict[str, Any]) -> Region:
     if "tube" in facts:
         shapes["tube"] = tuple(_numbers(box, 5) for box in facts["tube"])
     if "time_s" in facts:
-        shapes["time_s"] = float(facts["time_s"])
+        (shapes["time_s"],) = _numbers([facts["time_s"]], 1)
     return Region(**(facts | shapes))
 
 
 def _numbers(found: Sequence[Any], length: int) -> tuple[float, ...]:
-    numbers = tuple(float(number) for number in found)
+    try:
+        numbers = tuple(float(number) for number in found) if isinstance(found, list | tuple) else ()
+    except OverflowError:  # a whole number of hundreds of digits, which JSON allows
+        numbers = ()
     if len(numbers) != length or not all(map(math.isfinite, numbers)):
         raise ValueError(f"wanted {length} numbers, found {found!r:.200}")
     return numbers

@@ -263,6 +263,9 @@ def test_regions_count_media_as_the_conversation_shows_them() -> None:
         {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "box": [1, 2, 3]}}]}]},
         {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "point": [1, "x"]}}]}]},
         {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "pt": [1, 2]}}]}]},
+        {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "box": [10**400, 0, 1, 1]}}]}]},
+        {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "box": "1239"}}]}]},
+        {"turns": [{"role": "user", "parts": [{"media": 0}, {"region": {"media": 0, "point": [1, 2], "time_s": []}}]}]},
         {"turns": "hello"},
     ],
 )
