@@ -26,10 +26,12 @@ def main() -> int:
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration, and stop")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()  # overrides may stand after options
-
-    from mmchat.config import dump_config, load_config
+    if not arguments.plan_seconds >= 0:
+        parser.error(f"--plan-seconds {arguments.plan_seconds:g}: must be 0 or more")
 
     try:
+        from mmchat.config import dump_config, load_config
+
         config = load_config(arguments.config, arguments.overrides)
         if arguments.stage and arguments.stage not in [stage.name for stage in config.stages]:
             raise ValueError(f"--stage {arguments.stage}: the stages are {[s.name for s in config.stages]}")
@@ -61,7 +63,9 @@ def main() -> int:
         del claimed
         return 0
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to continue from the last checkpoint", file=sys.stderr)
+        trains = not (arguments.plan or arguments.print_config or arguments.preflight)
+        again = "; run the same command again to continue from the last checkpoint" if trains else ""
+        print(f"\nstopped{again}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         if "CUDA out of memory" in str(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ from mmchat.modalities.image import ImageConfig, ImagePreprocess
 from mmchat.modalities.image_encoders import ImageSpec
 from mmchat.modalities.sandbox import Sandbox, SandboxLimits
 from mmchat.modalities.video import VideoConfig, VideoPreprocess
-from mmchat.storage import CacheConfig, is_url
+from mmchat.storage import CacheConfig, is_url, make_folder
 from mmchat.tasks import TASKS
 
 EPILOG = """\
@@ -76,14 +77,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name SHARDS or --config")
     if not args.shards and args.task:
         parser.error("--task says how SHARDS are read; the sources of a config name their own")
+    if args.workers is not None and args.workers < 1:
+        parser.error(f"--workers must be 1 or more, found {args.workers}")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json: there is no folder {args.json.parent}")
+    if args.json and (
+        args.json.is_dir() or not os.access(args.json if args.json.exists() else args.json.parent, os.W_OK)
+    ):
+        parser.error(f"--json: {args.json} is a folder or cannot be written; name a file")
 
     start = time.monotonic()
     try:
         config = load_config(args.config) if args.config else None
         jobs = plan(args.shards, config, args.task, args.against)
         shards_cache = config.cache if config is not None else CacheConfig()
+        if any(is_url(job.path) for job in jobs):
+            make_folder(shards_cache)  # else every shard would be told to be unreachable
         with tempfile.TemporaryDirectory(prefix="mmchat-check-") as folder:
             checker = ShardChecker(
                 None if config is None else build_template(config).without_dropout(),
@@ -95,9 +104,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 shards_cache,
             )
             report = Report(run(checker, jobs, args.workers or num_cores()), shards_cache)
-        if args.json:
-            about = {"deep": args.deep, "config": args.config, "task": args.task}
-            args.json.write_text(json.dumps(report.as_json() | about, indent=2, ensure_ascii=False) + "\n")
     except BrokenProcessPool:
         print(
             "check_shards: a process of the check was killed; is there enough memory? Try fewer --workers",
@@ -105,15 +111,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except (ValueError, OSError) as error:
-        print(f"check_shards: {error}", file=sys.stderr)
+        print("check_shards: " + "\n".join(map(_plain, str(error).split("\n"))), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("check_shards: stopped, nothing is reported", file=sys.stderr)
         return 130
-    print_report(report.as_json(), time.monotonic() - start)
-    found = report.findings
-    if no_index := list(dict.fromkeys(c.job.path for c in report.checks if ("error", "no index") in c.findings)):
-        print(f"make the missing indexes with: python data_prep/index_shards.py {shlex.join(no_index)}")
+    values, found = report.as_json(), report.findings
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # keys may have letters that the terminal's encoding lacks
+    try:
+        print_report(values, time.monotonic() - start)
+        no_index = dict.fromkeys(c.job.path for c in report.checks if ("error", "no index") in c.findings)
+        if no_index := [path for path in no_index if not is_url(path)]:
+            print(_plain(f"make the missing indexes with: python data_prep/index_shards.py {shlex.join(no_index)}"))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the text has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if args.json:
+        values |= {"deep": args.deep, "config": args.config, "task": args.task}
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        try:
+            # Half a surrogate pair, as in a path that is no UTF-8, becomes the escape that JSON has for it.
+            args.json.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            print(f"check_shards: the report cannot be written: {error}", file=sys.stderr)
+            return 2
     return 1 if found.count("error") or (args.strict and found) else 0
 
 
@@ -214,7 +236,7 @@ def _check(job: Job) -> ShardCheck:
 
 def run(checker: ShardChecker, jobs: Sequence[Job], num_workers: int) -> list[ShardCheck]:
     """The checks in the order of the jobs; with one worker in this process."""
-    counters, progress = Counters(), Progress("samples")
+    counters, progress = Counters(), Progress("samples", "all shards")
     is_local = not any(is_url(job.path) for job in jobs)  # the sizes of others are not asked for beforehand
     total = sum(os.path.getsize(job.path) for job in jobs) if is_local else 0
 
@@ -252,20 +274,27 @@ def run(checker: ShardChecker, jobs: Sequence[Job], num_workers: int) -> list[Sh
 
 def print_report(report: dict[str, Any], seconds: float) -> None:
     """Totals of every source, then the findings, errors first, each with its examples."""
+    lines = []
     for name, source in report["sources"].items():
         media = ", ".join(f"{count:,} {modality}" for modality, count in source["media"].items()) or "no media"
-        print(
+        lines.append(
             f"{name}: {source['shards']:,} shards, {source['samples']:,} samples ({media}), "
             f"{source['bytes'] / 1e6:,.1f} MB; {source['bad_samples']:,} samples with an error"
         )
     for severity in ("error", "warning"):
-        print(f"{report[severity + 's']:,} {severity}s")
+        lines.append(f"{report[severity + 's']:,} {severity}s")
         for finding in report["findings"]:
             if finding["severity"] == severity:
-                print(f"  {finding['count']:,} x {finding['reason']} ({', '.join(finding['sources'])})")
+                lines.append(f"  {finding['count']:,} x {finding['reason']} ({', '.join(finding['sources'])})")
                 for example in finding["examples"]:
-                    print("      " + ": ".join(filter(None, example.values())))
-    print(f"checked in {seconds:.1f} s")
+                    lines.append("      " + ": ".join(filter(None, example.values())))
+    for line in [*lines, f"checked in {seconds:.1f} s"]:
+        print(_plain(line))
+
+
+def _plain(text: str) -> str:
+    """Without what moves a terminal's cursor or cannot be printed: keys and facts are anybody's."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from data_prep.make_shards import media_header, option, positive, print_problems
 from data_prep.progress import Progress
 from mmchat.data.energon import FOLDER, EnergonDataset
 from mmchat.data.foreign import AsFormat, Classes, Reading
-from mmchat.data.shard_index import ShardReport, index_shard, is_current, reading_label
+from mmchat.data.shard_index import ShardReport, index_shard, is_current, read_report, reading_label
 from mmchat.data.shards import expand_shards
 from mmchat.sources import SOURCES
 from mmchat.storage import is_url
@@ -114,6 +114,10 @@ def index_shards(args: argparse.Namespace) -> int:
     left = [job for job in jobs if args.force or not is_current(job.path, job.label)]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left):,} shards have their index already; --force makes it anew")
+    kept, made_now = ShardReport(), {job.path for job in left}
+    for job in jobs:
+        if job.path not in made_now:
+            kept.merge(read_report(job.path))
     total, num_failed = ShardReport(), 0
     num_bytes = max(1, sum(job.path.stat().st_size for job in left))
     progress = Progress("samples")
@@ -132,6 +136,7 @@ def index_shards(args: argparse.Namespace) -> int:
     if total.unread:
         types = ", ".join(f"{count:,} x .{type_}" for type_, count in total.unread.most_common())
         print(f"members of types that are not read: {types}")
+    total.merge(kept)
     print_problems(total, "found problems, which training will refuse:")
     return 1 if num_failed else 0
 

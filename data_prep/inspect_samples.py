@@ -36,12 +36,14 @@ from mmchat.modalities.image import FORMATS, ImagePreprocess, square_geometry, t
 from mmchat.modalities.image_encoders import ImageSpec
 from mmchat.modalities.video import VideoPreprocess
 from mmchat.regions import check_region
+from mmchat.tasks.facts import region_of
 
 # Bounds of what is kept for display; the model gets everything.
 ORIGINAL_SIDE = 640  # pixels of an original picture's longer side
 ORIGINAL_FRAME_SIDE = 320
 MAX_FRAMES = 16  # of a video
 MAX_SOUND_S = 15.0
+MAX_TOKENS = 20_000
 STOPS = "stops the run"  # a reason of Refused: what training does not catch
 
 
@@ -293,8 +295,8 @@ def inspect_sources(
                 if isinstance(planned, Planned) and len(views) < num_views:
                     try:
                         views.append(view(planned, template, with_media))
-                    except SampleError as error:
-                        planned = Refused(planned.record.key, error.reason, error.detail)
+                    except Exception as error:
+                        planned = _refused(planned.record.key, error)
                 if isinstance(planned, Planned):
                     figures.add(planned)
                 else:
@@ -312,8 +314,8 @@ def inspect_packs(config: RunConfig, stage: StageConfig, template: ChatTemplate,
     try:
         for _ in range(num_packs):
             packs.append(tuple((number.source, sample) for number, sample in packer.next()))
-    except (RuntimeError, ValueError) as error:
-        problem = str(error)
+    except Exception as error:  # stops the run too, but the sources are still worth a look
+        problem = str(error) if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
     return PackReport(stage, tuple(packs), len(packer.take_bad()), problem)
 
 
@@ -339,11 +341,16 @@ def plan(
         name, dropout = f"{number.source}/{key}", f"{words}/dropout"
         sample = template.fit(conversation, name, dropout, stage.batch.tokens, stage.batch.patches)
         whole = template.render(conversation, name, random.Random(dropout))
-    except SampleError as error:
-        return Refused(key, error.reason, error.detail)
-    except Exception as error:  # not a fault of this sample alone, but the others are still worth a look
-        return Refused(key, STOPS, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        return _refused(key, error)
     return Planned(number, f"{shard.path} #{index}", record, conversation, sample, whole)
+
+
+def _refused(key: str, error: Exception) -> Refused:
+    if isinstance(error, SampleError):
+        return Refused(key, error.reason, error.detail)
+    # Not a fault of this sample alone, but the others are still worth a look.
+    return Refused(key, STOPS, f"{type(error).__name__}: {error}")
 
 
 def view(planned: Planned, template: ChatTemplate, with_media: bool) -> View:
@@ -367,8 +374,13 @@ def view(planned: Planned, template: ChatTemplate, with_media: bool) -> View:
     notes = []
     if len(sample) != len(planned.whole):
         notes.append(f"{len(planned.whole):,} tokens shrunk to {len(sample):,} to fit the budget")
-    marks = _marks(planned, items, template)
-    return View(planned, tuple(_pieces(sample, numbers, template)), tuple(items), marks, tuple(notes))
+    if len(sample) > MAX_TOKENS:
+        notes.append(f"the first {MAX_TOKENS:,} of {len(sample):,} tokens are shown")
+    pieces = itertools.takewhile(lambda piece: piece.position < MAX_TOKENS, _pieces(sample, numbers, template))
+    marks, unreadable = _marks(planned, items, template)
+    if unreadable:
+        notes.append(f"unreadable region in the facts: {len(unreadable):,} not drawn, the first: {unreadable[0]}")
+    return View(planned, tuple(pieces), tuple(items), tuple(marks), tuple(notes))
 
 
 def regions(conversation: Conversation) -> list[Region]:
@@ -394,9 +406,12 @@ def _numbers(sample: Sample, refs: Sequence[MediaRef]) -> list[int]:
     return [next(media for media, ref in rest if ref is item.ref) for item in sample.media]
 
 
-def _marks(planned: Planned, items: Sequence[Item], template: ChatTemplate) -> tuple[Mark, ...]:
-    """The conversation's regions, then objects of the facts where it is plain which picture they are in."""
-    marks = []
+def _marks(planned: Planned, items: Sequence[Item], template: ChatTemplate) -> tuple[list[Mark], list[str]]:
+    """The conversation's regions, then objects of the facts where it is plain which picture they are in.
+
+    Also what is wrong with the objects that cannot be drawn: a task that does not say them accepts them.
+    """
+    marks, unreadable = [], []
     for region in regions(planned.conversation):
         plan, text = items[region.media].plan, ""
         if plan is not None and plan.geometry is not None and region.tube is None:
@@ -407,10 +422,14 @@ def _marks(planned: Planned, items: Sequence[Item], template: ChatTemplate) -> t
     if isinstance(objects, list) and len(items) == 1:
         for thing in objects:
             match thing:
-                case {"label": str(label), "box": [*box]} if len(box) == 4:
-                    x1, y1, x2, y2 = (float(number) for number in box)
-                    marks.append(Mark(Region(0, box=(x1, y1, x2, y2), label=label), is_said=False))
-    return tuple(marks)
+                case {"label": str(label), "box": box}:
+                    try:
+                        region = region_of({"media": 0, "box": box, "label": label})
+                    except (TypeError, ValueError) as error:
+                        unreadable.append(str(error))
+                    else:
+                        marks.append(Mark(region, is_said=False))
+    return marks, unreadable
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -35,6 +36,7 @@ from mmchat.data.build import build_template
 from mmchat.data.lanes import SampleId
 from mmchat.errors import SampleError
 from mmchat.tasks import TASKS
+from mmchat.training.plan import check_writable
 
 _BAR = 60  # characters of a pack in the terminal
 _GREEN, _DIM, _BLUE, _END = "\x1b[32m", "\x1b[2m", "\x1b[34m", "\x1b[0m"
@@ -65,7 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name the page with --out, or ask for --text")
     if args.samples < 0 or args.planned < 1 or args.packs < 0:
         parser.error("--samples and --packs must be 0 or more, --planned 1 or more")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may have few characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if args.out is not None:
+            check_writable(args.out, "--out")
         config = load_config(args.config)
         stages = chosen_stages(config, args.shards, args.task, args.stage)
         template = build_template(config)
@@ -87,13 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             title = f"What {config.run} will see"
             command = f"{args.config}, model seed {config.seed}; samples drawn with seed {args.seed}"
             html = page(title, command, sources, packs).encode(errors="replace")
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_bytes(html)
             print(f"{args.out}: {len(html) / 1e6:.1f} MB", file=sys.stderr)
     except BrokenPipeError:  # who reads the text has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, SampleError) as error:
-        print(f"inspect_shards: {error}", file=sys.stderr)
+        print(f"inspect_shards: {_plain(str(error), keep_lines=True)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("inspect_shards: stopped", file=sys.stderr)
@@ -110,7 +115,7 @@ def _progress(numbers: Iterator[SampleId], total: int, name: str) -> Iterator[Sa
         if now - said >= 2 or count + 1 == total:
             said = now
             left = (now - start) / (count + 1) * (total - count - 1)
-            print(f"{name}: {count + 1:,} of {total:,} samples, {left:.0f} s left", file=sys.stderr)
+            print(f"{_plain(name)}: {count + 1:,} of {total:,} samples, {left:.0f} s left", file=sys.stderr)
 
 
 # ---- the terminal ---------------------------------------------------------------------------------------------------
@@ -128,8 +133,9 @@ def _print(sources: Sequence[SourceReport], packs: Sequence[PackReport], in_colo
 def _print_source(report: SourceReport) -> None:
     figures = report.figures
     stages = ", ".join([report.stage.name, *report.also])
-    print(f"\n=== {report.source.name}: task {report.source.task}, stage {stages}")
-    print(f"{report.num_samples:,} samples in {report.num_shards:,} shards; {figures.num_drawn:,} looked at")
+    print()
+    _say(f"=== {report.source.name}: task {report.source.task}, stage {stages}")
+    _say(f"{report.num_samples:,} samples in {report.num_shards:,} shards; {figures.num_drawn:,} looked at")
     lines: dict[str, Sequence[float]] = {
         "tokens": figures.tokens,
         "learned %": [100 * share for share in figures.learned],
@@ -143,26 +149,27 @@ def _print_source(report: SourceReport) -> None:
     for name, values in lines.items():
         if values:
             low, middle, high = np.quantile(values, [0, 0.5, 1])
-            print(f"  {name:<14} {low:>9.4g} to {high:<9.4g} median {middle:.4g}")
+            _say(f"  {name:<14} {low:>9.4g} to {high:<9.4g} median {middle:.4g}")
     for name, counts in (("prompts", figures.prompts), ("answers", figures.answers)):
         if counts:
-            print(f"  {name:<14} {len(counts):,} different of {counts.total():,}")
+            _say(f"  {name:<14} {len(counts):,} different of {counts.total():,}")
             for text, count in counts.most_common(3):
-                print(f"    {count / counts.total():>6.1%}  {_plain(text)[:90]}")
+                _say(f"    {count / counts.total():>6.1%}  {text[:90]}")
     if figures.refused:
         reasons = Counter(refused.reason for refused in figures.refused)
-        print(f"  refused {len(figures.refused):,}: " + ", ".join(f"{n:,} x {reason}" for reason, n in reasons.items()))
+        _say(f"  refused {len(figures.refused):,}: " + ", ".join(f"{n:,} x {reason}" for reason, n in reasons.items()))
         for refused in figures.refused[:MAX_REFUSED]:
-            print(f"    {refused.key}: {refused.reason}: {_plain(refused.detail)[:300]}")
+            _say(f"    {refused.key}: {refused.reason}: {refused.detail[:300]}")
 
 
 def _print_view(view: View, in_colour: bool) -> None:
     """One sample; without colours, what is learned stands between » and «."""
     planned, sample = view.planned, view.planned.sample
-    print(f"\n--- {planned.record.key} ({planned.shard})")
-    print(f"{len(sample):,} tokens, {view.num_learned:,} learned, {sample.num_patches:,} patches")
+    print()
+    _say(f"--- {planned.record.key} ({planned.shard})")
+    _say(f"{len(sample):,} tokens, {view.num_learned:,} learned, {sample.num_patches:,} patches")
     for note in view.notes:
-        print(note)
+        _say(note)
     text, is_open = "", False
     for piece in view.pieces:
         is_learned = not isinstance(piece, Placeholder) and piece.is_learned
@@ -178,36 +185,42 @@ def _print_view(view: View, in_colour: bool) -> None:
     print(text + ("«" if is_open and not in_colour else ""))
     for item in view.items:
         if item.plan is None:
-            print(f"  {item.modality} {item.media}: {item.note}")
+            _say(f"  {item.modality} {item.media}: {item.note}")
         elif item.plan.times_s:
-            print(
+            _say(
                 f"  {item.modality} {item.media}: frames at " + ", ".join(f"{t:.2f}" for t in item.plan.times_s) + " s"
             )
     for i, mark in enumerate(view.marks):
         where = mark.region.box or mark.region.point or mark.region.tube
         said = mark.text if mark.is_said else "in the facts, not said"
-        print(f"  region {i}: {mark.shape} on item {mark.region.media} {mark.region.label or ''} {where} {said}")
+        _say(f"  region {i}: {mark.shape} on item {mark.region.media} {mark.region.label or ''} {where} {said}")
 
 
 def _print_packs(report: PackReport) -> None:
     batch = report.stage.batch
-    print(f"\n=== packs of stage {report.stage.name}, lane 0: {batch.tokens:,} tokens, {batch.patches:,} patches")
+    print()
+    _say(f"=== packs of stage {report.stage.name}, lane 0: {batch.tokens:,} tokens, {batch.patches:,} patches")
     for i, pack in enumerate(report.packs):
         used = sum(len(sample) for _, sample in pack)
         bar, end = "", 0
         for number, (_, sample) in enumerate(pack):
             end += len(sample)
-            bar += "█▒"[number % 2] * (round(end / batch.tokens * _BAR) - len(bar))
+            bar += "#="[number % 2] * (round(end / batch.tokens * _BAR) - len(bar))
         learned = sum(num_learned(sample) for _, sample in pack)
         patches = sum(sample.num_patches for _, sample in pack)
-        print(
-            f"{i:>3} {bar:·<{_BAR}} {len(pack)} samples, {used:,} tokens, {learned:,} learned, {patches:,} patches, "
+        _say(
+            f"{i:>3} {bar:.<{_BAR}} {len(pack)} samples, {used:,} tokens, {learned:,} learned, {patches:,} patches, "
             f"{1 - used / batch.tokens:.0%} padding"
         )
     if report.num_refused:
-        print(f"    {report.num_refused:,} samples refused on the way")
+        _say(f"    {report.num_refused:,} samples refused on the way")
     if report.problem:
-        print(f"    {report.problem}")
+        _say(f"    {report.problem}")
+
+
+def _say(line: str) -> None:
+    """Prints one line; whatever data is in it stays one."""
+    print(_plain(line))
 
 
 def _plain(text: str, keep_lines: bool = False) -> str:

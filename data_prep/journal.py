@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -43,9 +45,9 @@ class Journal:
     """OUT/.make_shards.jsonl: what was asked, then one line for each finished shard, on the disk before it counts.
 
     At the end its lines are sorted and OUT/report.json is written, so the folder says nothing of how it came to be.
-    Opening removes what a killed run left half written; until it is closed, no other run may work in OUT.
+    Opening removes what a killed run left half written. OUT must be locked, see `locked`.
 
-    Raises ValueError where OUT was made by another command, or is being written now.
+    Raises ValueError where OUT was made by another command.
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Any], verify: bool = False) -> None:
@@ -55,20 +57,14 @@ class Journal:
         self.report_path = out / "report.json"
         self.added: list[ShardLine] = []
         self.is_finished = False
-        out.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(out)
-        try:
-            self._lines = self._read(verify)
-            self.num_found = len(self._lines)
-            self.is_finished = self.is_finished and self.report_path.exists()
-            if not self.is_finished:
-                self.report_path.unlink(missing_ok=True)
-                self._remove_strays()
-                self._write(self._lines)
-            self._file = open(self.path, "ab")  # noqa: SIM115 -- closed by __exit__
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self._lines = self._read(verify)
+        self.num_found = len(self._lines)
+        self.is_finished = self.is_finished and self.report_path.exists()
+        if not self.is_finished:
+            self.report_path.unlink(missing_ok=True)
+            self._remove_strays()
+            self._write(self._lines)
+        self._file = open(self.path, "ab")  # noqa: SIM115 -- closed by __exit__
 
     def __enter__(self) -> Self:
         return self
@@ -77,7 +73,6 @@ class Journal:
         self._file.close()
         if not self.is_finished:
             self._remove_strays()
-        os.close(self._lock)
 
     def left(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """The chunks that have no finished shard.
@@ -126,7 +121,7 @@ class Journal:
             "num_skipped": report.problems.total(),
             "skipped": skipped,
         }
-        _replace(self.report_path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
+        _replace(self.report_path, _text(content, indent=2))
         self.is_finished = True
 
     def report(self) -> ShardReport:
@@ -141,30 +136,27 @@ class Journal:
 
     def _read(self, verify: bool) -> dict[int, ShardLine]:
         """The finished shards that are still whole. Raises ValueError."""
-        try:
-            data = self.path.read_bytes()
-        except FileNotFoundError:
+        asked, rows, is_damaged = _rows_of(self.path)
+        if is_damaged:
+            print(f"{self.path} has damaged lines, as of a stopped run: their shards are made again", file=sys.stderr)
+        if asked is None:
             if any(self.out.glob("*.tar")):
                 raise ValueError(
-                    f"{self.out} already has shards, and no journal of how they were made; name another OUT"
-                ) from None
+                    f"{self.out} already has shards, and no whole journal of how they were made; name another OUT"
+                )
             return {}
-        rows = [json.loads(line) for line in data.splitlines(keepends=True) if line.endswith(b"\n")]
-        if len(rows) < 2:
-            return {}
-        if rows[0] != self.asked:
-            names = dict.fromkeys([*rows[0], *self.asked])
+        if rows and asked != self.asked:
+            names = dict.fromkeys([*asked, *self.asked])
             changed = [
-                f"  {name}: {rows[0].get(name)!r} then, {self.asked.get(name)!r} now"
+                f"  {name}: {asked.get(name)!r} then, {self.asked.get(name)!r} now"
                 for name in names
-                if rows[0].get(name) != self.asked.get(name)
+                if asked.get(name) != self.asked.get(name)
             ]
             raise ValueError(
                 f"{self.out} was begun by another command; name another OUT, or repeat that one:\n" + "\n".join(changed)
             )
-        lines = [ShardLine(**row) for row in rows[1:]]
-        whole = {line.number: line for line in lines if self._is_whole(line, verify)}
-        self.is_finished = len(whole) == len(lines)
+        whole = {line.number: line for line in rows if self._is_whole(line, verify)}
+        self.is_finished = not is_damaged and 0 < len(whole) == len(rows)
         return whole
 
     def _is_whole(self, line: ShardLine, verify: bool) -> bool:
@@ -192,8 +184,47 @@ class Journal:
                 index_path(path).unlink(missing_ok=True)
 
 
+def asked_before(out: Path) -> Mapping[str, Any]:
+    """What the run asked that began OUT; empty where there was none. Raises ValueError for a damaged journal."""
+    return _rows_of(out / ".make_shards.jsonl")[0] or {}
+
+
+def _rows_of(path: Path) -> tuple[dict[str, Any] | None, list[ShardLine], bool]:
+    """What was asked (None: nothing was begun), the finished shards, and whether other lines cannot be read.
+
+    A shard whose line cannot be read is made again. Raises ValueError where it is not known what was asked.
+    """
+    if not path.exists():
+        return None, [], False
+    asked: dict[str, Any] | None = None
+    rows: list[ShardLine] = []
+    is_damaged = False
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("cut short")
+            row = json.loads(line)
+            if asked is None:
+                asked = dict(row)
+            else:
+                rows.append(ShardLine(**row))
+        except (ValueError, TypeError) as error:
+            is_damaged = True
+            if number == 1 and line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path} line 1 is damaged, as by a power cut, so what was asked is not known: remove "
+                    f"{path.parent} and run the command again"
+                ) from error
+    return asked, rows, is_damaged
+
+
 def _encoded(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace") + b"\n"
+    return _text(row, separators=(",", ":"))
+
+
+def _text(content: Mapping[str, Any], **style: Any) -> bytes:
+    """JSON in one form for any text: names of files and damaged rows may hold what UTF-8 cannot."""
+    return json.dumps(content, ensure_ascii=False, **style).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _replace(path: Path, data: bytes) -> None:
@@ -205,18 +236,26 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def _lock(folder: Path) -> int:
-    """A descriptor that keeps other runs out of the folder. Raises ValueError where there is one."""
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs out of it. Raises ValueError where there is one, or a file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"OUT {folder} is not a folder, or lies below a file; name another OUT") from error
     descriptor = os.open(folder, os.O_RDONLY)
-    until = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > until:
-                os.close(descriptor)
-                raise ValueError(f"another process is writing {folder}; wait for it, or name another OUT") from None
-            time.sleep(0.1)
-        except OSError:
-            return descriptor  # a file system without locks
+    try:
+        until = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise ValueError(f"another process is writing {folder}; wait for it, or name another OUT") from None
+                time.sleep(0.1)
+            except OSError:
+                break  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import io
 import itertools
+import math
 import os
 import random
 import shutil
@@ -21,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_prep.engines import num_cores, run_local, run_on_ray
-from data_prep.journal import Journal, ShardLine
+from data_prep.journal import Journal, ShardLine, asked_before, locked
 from data_prep.progress import Progress
 from mmchat.conversation import MediaHeader, Modality, Record, Region
 from mmchat.data.shard_index import ShardReport
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: see EXIT_STATUS."""
     arguments = sys.argv[1:] if arguments is None else arguments
     args = _parser(next((word for word in arguments if word in TASKS), None)).parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what UTF-8 cannot
     terminated = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return make_shards(args)
@@ -86,7 +90,7 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
         "source", type=Path, metavar="SOURCE", help="the annotation file, the folder it lies in, or an archive"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards; empty, or of the same command")
-    parser.add_argument("--split", default="train", help="which split of a folder (default: %(default)s)")
+    parser.add_argument("--split", type=word, default="train", help="which split of a folder (default: %(default)s)")
     parser.add_argument("--format", metavar="NAME", help="format of SOURCE (default: told by its files)")
     parser.add_argument(
         "--media",
@@ -108,7 +112,7 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples-per-shard", type=positive, default=1000, metavar="N", help="at most (default: %(default)s)"
     )
-    parser.add_argument("--max-shard-mb", type=float, default=512, metavar="M", help="default: %(default)s")
+    parser.add_argument("--max-shard-mb", type=megabytes, default=512, metavar="M", help="default: %(default)s")
     parser.add_argument(
         "--workers", type=positive, metavar="N", help="shards under way at a time (default: one for each core)"
     )
@@ -125,9 +129,25 @@ def _parser(task: str | None) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, found {text!r}")
     return int(text)
+
+
+def megabytes(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found * 1e6 >= 1):
+        raise argparse.ArgumentTypeError(f"wanted a number of megabytes above 0, found {text!r}")
+    return found
+
+
+def word(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("wanted a name, found nothing")
+    return text
 
 
 def option(text: str) -> tuple[str, str]:
@@ -158,50 +178,21 @@ def make_shards(args: argparse.Namespace) -> int:
     # Absolute: workers on other machines have another working directory.
     source, out = Path(os.path.abspath(args.source)), Path(os.path.abspath(args.out))
     media = [Path(os.path.abspath(path)) for path in args.media]
-    files = Files(source, media, out / ".work")
-    name = choose_source(args.task, files, args.split, args.format)
-    others = [key for key, source in SOURCES.items() if args.task in source.tasks and key != name]
-    print(f"format {name}; task {args.task} also has: {', '.join(others) or 'no other'}")
-    options = dict(args.set)
-    asked = {
-        "task": args.task,
-        "source": str(source),
-        "source_bytes": source.stat().st_size if source.is_file() else None,
-        "format": name,
-        "split": args.split,
-        "set": options,
-        "media": [str(path) for path in media],
-        "limit": args.limit,
-        "samples_per_shard": args.samples_per_shard,
-        "max_shard_mb": args.max_shard_mb,
-        "shard_format": FORMAT,
-    }
-    start = time.monotonic()
-    with Journal(out, asked, args.verify) as journal:
-        if journal.num_found:
-            print(f"{args.out} has {journal.num_found:,} finished shards of this command")
-        if not journal.is_finished:
-            samples = itertools.islice(read_source(name, files, args.split, options), args.limit)
-            chunks = cut_chunks(samples, args.samples_per_shard, int(args.max_shard_mb * 1e6))
-            progress = Progress("samples")
-            shares: dict[int, float | None] = {}
-            left = journal.left(_with_shares(chunks, files, shares, progress))
-            maker = ShardMaker(args.task, out)
-            if args.engine == "ray":
-                seen = [source, *media, journal.path]
-                lines = run_on_ray(maker, left, args.workers, args.ray_address, seen)
-            else:
-                lines = run_local(maker, left, args.workers or num_cores())
-            with contextlib.closing(lines):  # no worker is left when the journal cleans up
-                for line in lines:
-                    journal.add(line)
-                    progress.add(line.num_samples, line.num_bytes, shares.pop(line.number))
-            journal.finish()
-            made = sum(line.num_samples for line in journal.added)
-            seconds = time.monotonic() - start
-            print(f"made {made:,} samples in {seconds:.1f} s ({made / seconds:,.0f} a second)")
-        shutil.rmtree(out / ".work", ignore_errors=True)
-        report = journal.report()
+    work = out / ".work"
+    files = Files(source, media, work)
+    was_there = out.exists()
+    with locked(out):
+        for path in work.glob("*.partial"):
+            path.unlink()
+        try:
+            report = _make_shards(args, files, source, media, out)
+        except ValueError:  # a damaged archive will be replaced; after a kill or a full disk the copies are of use
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                if not was_there:
+                    out.rmdir()  # only where nothing was begun
+            raise
+        shutil.rmtree(work, ignore_errors=True)
     print(
         f"{args.out} holds {report.num_samples:,} samples in {len(report.shards):,} shards, "
         f"{report.num_bytes / 1e6:,.1f} MB"
@@ -211,6 +202,56 @@ def make_shards(args: argparse.Namespace) -> int:
         print(f"make_shards: no sample of {args.source} could be written", file=sys.stderr)
         return 1
     return 0
+
+
+def _make_shards(args: argparse.Namespace, files: Files, source: Path, media: list[Path], out: Path) -> ShardReport:
+    """What OUT holds in the end."""
+    options = dict(args.set)
+    asked = {
+        "task": args.task,
+        "source": str(source),
+        "source_bytes": source.stat().st_size if source.is_file() else None,
+        "format": None,
+        "split": args.split,
+        "set": options,
+        "media": [str(path) for path in media],
+        "limit": args.limit,
+        "samples_per_shard": args.samples_per_shard,
+        "max_shard_mb": args.max_shard_mb,
+        "shard_format": FORMAT,
+    }
+    name = asked_before(out).get("format")
+    if asked | {"format": name} != asked_before(out) or args.format not in (None, name):
+        name = choose_source(args.task, files, args.split, args.format)
+    others = [key for key, source in SOURCES.items() if args.task in source.tasks and key != name]
+    print(f"format {name}; task {args.task} also has: {', '.join(others) or 'no other'}")
+    start = time.monotonic()
+    with Journal(out, asked | {"format": name}, args.verify) as journal:
+        if journal.num_found:
+            print(f"{args.out} has {journal.num_found:,} finished shards of this command")
+        if journal.is_finished:
+            print(f"finished before; SOURCE was not read again (remove {args.out} to make it anew)")
+            return journal.report()
+        samples = itertools.islice(read_source(name, files, args.split, options), args.limit)
+        chunks = cut_chunks(samples, args.samples_per_shard, int(args.max_shard_mb * 1e6))
+        progress = Progress("samples")
+        shares: dict[int, float | None] = {}
+        left = journal.left(_with_shares(chunks, files, shares, progress))
+        maker = ShardMaker(args.task, out)
+        if args.engine == "ray":
+            seen = [source, *media, journal.path]
+            lines = run_on_ray(maker, left, args.workers, args.ray_address, seen)
+        else:
+            lines = run_local(maker, left, args.workers or num_cores())
+        with contextlib.closing(lines):  # no worker is left when the journal cleans up
+            for line in lines:
+                journal.add(line)
+                progress.add(line.num_samples, line.num_bytes, shares.pop(line.number))
+        journal.finish()
+        made = sum(line.num_samples for line in journal.added)
+        seconds = time.monotonic() - start
+        print(f"made {made:,} samples in {seconds:.1f} s ({made / seconds:,.0f} a second)")
+        return journal.report()
 
 
 def _with_shares(

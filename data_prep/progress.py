@@ -10,8 +10,8 @@ from datetime import timedelta
 class Progress:
     """Every few seconds: how much is done, how fast, and how long the rest will take where that can be known."""
 
-    def __init__(self, noun: str, every_s: float = 5.0) -> None:
-        self.noun = noun
+    def __init__(self, noun: str, whole: str = "the source", every_s: float = 5.0) -> None:
+        self.noun, self.whole = noun, whole
         self.every_s = every_s
         self.num = self.num_bytes = 0
         self.share = 0.0
@@ -38,7 +38,7 @@ class Progress:
         rate = self.num / (now - self.start)
         line = f"{self.num:,} {self.noun}, {rate:,.0f} a second, {self.num_bytes / 1e6:,.1f} MB"
         if self.share:
-            line += f"; {self.share:.0%} of the source"
+            line += f"; {self.share:.0%} of {self.whole}"
             if self.share > self.first_share:
                 left = (now - self.first) * (1 - self.share) / (self.share - self.first_share)
                 line += f", about {timedelta(seconds=round(left))} left"

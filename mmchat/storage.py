@@ -4,19 +4,23 @@ URLs are those of fsspec (`s3://`, `gs://`, `https://`, ...), whose libraries fi
 own caches were not used: none of them has a bound that holds for all processes of a machine together.
 
 A block is one file, named by the object's URL, size and version (etag or time, as the store says) and its number, and
-is whole when it has its size: it is written under another name and renamed. Whoever wants a missing block holds one of
-a few lock files while it is fetched, so that the processes of a machine fetch it once. Who writes holds the file
-`total`, which counts what the folder holds; the least recently read blocks are removed before a new one would break the
-bound. A reader keeps an open block whatever happens to its name, and a folder that is deleted is filled again.
+is whole when it has its size: it is written under another name and renamed. The version is asked again after each
+fetch, so that no block holds what was uploaded later. Whoever wants a missing block holds one of a few lock files while
+it is fetched, so that the processes of a machine fetch it once. Who writes holds the file `total`, which counts what
+the folder holds; the least recently read blocks are removed before a new one would break the bound. A reader keeps an
+open block whatever happens to its name, and a folder that is deleted is filled again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
+import secrets
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,6 +29,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -46,10 +51,16 @@ _VERSION_FACTS = (
     "mtime",
     "created",
 )
+_UNVERSIONED = "opened as "  # what a version begins with where the store says none of them
 _NUM_LOCKS = 64
 _KEPT_SHARE = 0.9  # once the folder is full it is cleared to this, so that it is not listed for every block
+_servers_with_ranges: set[str] = set()
 
 T = TypeVar("T")
+
+
+class _Told(OSError):
+    """Says all there is to say: it is neither tried again nor explained further."""
 
 
 class CacheConfig(Schema):
@@ -92,7 +103,8 @@ def find(pattern: str) -> list[str]:
 class File:
     """A file as it was when it was opened; copies in other processes read the same.
 
-    version: changes with the content. cache: of an object behind a URL; None for a local file.
+    version: changes with the content; drawn at random where the store says none, so that no other `open` shares its
+        blocks. cache: of an object behind a URL; None for a local file.
     """
 
     path: str
@@ -102,20 +114,28 @@ class File:
 
     @classmethod
     def open(cls, path: str, cache: CacheConfig) -> File:
-        """Raises FileNotFoundError, ValueError for a URL that cannot be used, OSError for other failures."""
+        """Raises FileNotFoundError, ValueError for a URL that cannot be used, OSError for other failures.
+
+        Among the latter are a cache folder that cannot be used, and a web server that does not serve byte ranges.
+        """
         if not is_url(path):
             status = os.stat(path)
             if not S_ISREG(status.st_mode):
                 raise FileNotFoundError(f"{path} is not a file")
             return cls(path, status.st_size, f"{status.st_ino} {status.st_mtime_ns}")
-        files, name = _filesystem(path)
-        files.invalidate_cache()  # of listings: the object may have changed
-        facts = _patiently(lambda: files.info(name), path)
+        make_folder(cache)
+        facts = _facts(path)
         if facts.get("type") == "directory":
             raise FileNotFoundError(f"{path} is not a file")
         if facts.get("size") is None:
             raise OSError(f"{path}: the server does not say how long it is; put it on one that gives a Content-Length")
-        version = " ".join(f"{fact}={facts[fact]}" for fact in _VERSION_FACTS if facts.get(fact) is not None)
+        scheme, host, *_ = urlsplit(path)
+        if scheme.lower() in ("http", "https") and facts["size"] > 2:
+            _check_ranges(f"{scheme}://{host}", path, facts["size"])
+        version = _version(facts)
+        if not version:
+            _say_unversioned(f"{scheme}://{host}")
+            version = _UNVERSIONED + secrets.token_hex(8)
         return cls(path, int(facts["size"]), version, cache)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -132,11 +152,6 @@ class File:
         return b"".join(pieces)
 
     @cached_property
-    def _folder(self) -> Path:
-        assert self.cache is not None
-        return Path(self.cache.folder).expanduser()
-
-    @cached_property
     def _digest(self) -> str:
         assert self.cache is not None
         identity = f"{self.path}\n{self.version}\n{self.num_bytes}\n{self.cache.block_bytes}"
@@ -147,17 +162,46 @@ class File:
         assert self.cache is not None
         first = number * self.cache.block_bytes
         block_size = min(self.cache.block_bytes, self.num_bytes - first)
-        path = self._folder / f"{self._digest}-{number}.block"
+        folder = _folder(self.cache)
+        path = folder / f"{self._digest}-{number}.block"
         piece = _read_block(path, block_size, start, end)
         if piece is None:
             lock = (int(self._digest[:8], 16) + number) % _NUM_LOCKS
-            with _locked(self._folder / f"{lock}.lock"):
+            with _locked(folder / f"{lock}.lock"):
                 piece = _read_block(path, block_size, start, end)  # another process had it fetched meanwhile
                 if piece is None:
-                    block = _fetch(self.path, first, block_size)
+                    block = self._fetch(first, block_size)
                     _store(path, block, self.cache.max_bytes)
                     piece = block[start:end]
         return piece
+
+    def _fetch(self, offset: int, size: int) -> bytes:
+        """Bytes of the object as it was opened. Raises OSError once asking again is useless."""
+        files, name = _filesystem(self.path)
+
+        def fetch() -> bytes:
+            try:
+                data = files.cat_file(name, start=offset, end=offset + size)
+            except Exception as error:
+                if getattr(error, "status", None) == 416:  # it has become shorter
+                    raise self._changed() from error
+                raise
+            if len(data) > size:
+                raise _no_ranges(self.path)
+            if len(data) < size:
+                raise OSError(f"wanted {size} bytes, found {len(data)}: the object was changed or the answer cut short")
+            return bytes(data)
+
+        block = _patiently(fetch, f"{self.path} at byte {offset}")
+        facts = _facts(self.path)  # asked afterwards, so that a block of a later version is never taken for one of this
+        version = _version(facts)
+        is_same = version == self.version or (not version and self.version.startswith(_UNVERSIONED))
+        if not is_same or facts.get("size") != self.num_bytes:
+            raise self._changed()
+        return block
+
+    def _changed(self) -> _Told:
+        return _Told(f"{self.path}: the object changed while it was read; start again to read the new one")
 
 
 def read_local(path: str, offset: int, size: int) -> bytes:
@@ -219,19 +263,52 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise ValueError(f"{url}: {error}") from error
 
 
-def _fetch(url: str, offset: int, size: int) -> bytes:
-    """Raises OSError once asking again is useless."""
+def _facts(url: str) -> dict[str, Any]:
+    """What the store says of an object now."""
+    files, name = _filesystem(url)
+    files.invalidate_cache()  # of listings: the object may have changed
+    facts: dict[str, Any] = _patiently(lambda: files.info(name), url)
+    return facts
 
-    def fetch() -> bytes:
-        files, path = _filesystem(url)
-        data = files.cat_file(path, start=offset, end=offset + size)
-        if len(data) > size:
-            raise ValueError(f"wanted {size} bytes, found {len(data)}: its server does not serve byte ranges")
-        if len(data) < size:
-            raise OSError(f"wanted {size} bytes, found {len(data)}: the object was changed or the answer cut short")
-        return bytes(data)
 
-    return _patiently(fetch, f"{url} at byte {offset}")
+def _version(facts: dict[str, Any]) -> str:
+    """The facts that change with the content; empty where the store says none."""
+    return " ".join(f"{fact}={facts[fact]}" for fact in _VERSION_FACTS if facts.get(fact) is not None)
+
+
+@lru_cache
+def _say_unversioned(store: str) -> None:
+    print(
+        f"{store} says neither ETag nor time of its objects: what is cached of them serves this run only, "
+        "and an object that is replaced meanwhile is not noticed",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _check_ranges(server: str, url: str, num_bytes: int) -> None:
+    """Asks a web server for the second byte, once in a process. Raises OSError where it would send all of them."""
+    if server in _servers_with_ranges:
+        return
+    files, name = _filesystem(url)
+
+    def ask() -> None:
+        with files.open(name, size=num_bytes, cache_type="none") as file:
+            file.seek(1)
+            try:
+                file.read(1)
+            except ValueError as error:  # this reader hangs up where the answer is no range; cat_file would read it all
+                raise _no_ranges(url) from error
+
+    _patiently(ask, url)
+    _servers_with_ranges.add(server)
+
+
+def _no_ranges(url: str) -> _Told:
+    return _Told(
+        f"{url}: its server does not serve byte ranges, so that every block would fetch the whole object. Put the "
+        "shards on a server or store that does, or copy them to a local disk"
+    )
 
 
 def _patiently(action: Callable[[], T], where: str) -> T:
@@ -239,6 +316,8 @@ def _patiently(action: Callable[[], T], where: str) -> T:
     for delay_s in (*RETRY_DELAYS_S, None):
         try:
             return action()
+        except _Told:
+            raise
         except Exception as error:  # every store's library raises kinds of its own
             cause = _cause(error)
             status, found = getattr(cause, "status", None), f"{type(cause).__name__}: {cause}"
@@ -252,6 +331,7 @@ def _patiently(action: Callable[[], T], where: str) -> T:
                     f"{where} cannot be read after {len(RETRY_DELAYS_S) + 1} attempts: {found}. "
                     "Check the network and the store, then start again: the run continues from its checkpoint"
                 ) from error
+        print(f"{where}: {found}. Trying again in {delay_s:g} s", file=sys.stderr, flush=True)
         time.sleep(delay_s)
     raise AssertionError("the last attempt returns or raises")
 
@@ -266,16 +346,40 @@ def _cause(error: BaseException) -> BaseException:
 # ---- the folder -----------------------------------------------------------------------------------------------------
 
 
+def make_folder(cache: CacheConfig) -> None:
+    """Makes the folder of blocks where it is missing. Raises OSError that names `cache.folder` where it is unusable."""
+    with _locked(_folder(cache) / "total"):
+        pass
+
+
+def _folder(cache: CacheConfig) -> Path:
+    try:
+        return Path(cache.folder).expanduser()
+    except RuntimeError as error:  # a user without a home
+        raise _Told(f"cache.folder {cache.folder!r}: {error}; name the whole path") from error
+
+
+def _unusable(folder: Path, error: OSError) -> _Told:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Make room, set cache.max_gb lower, or name another cache.folder"
+    else:
+        remedy = "Set cache.folder to a folder on a local disk that you may write"
+    return _Told(f"cache.folder {folder} cannot be used: {error}. {remedy}")
+
+
 def _read_block(path: Path, block_size: int, start: int, end: int) -> bytes | None:
     """A piece of a block; None where the block is not there or not whole."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise _unusable(path.parent, error) from error
     try:
         if os.fstat(descriptor).st_size != block_size:
             return None
-        os.utime(descriptor)  # last read now
+        with contextlib.suppress(OSError):  # another user's, or a disk that became read-only
+            os.utime(descriptor)  # last read now
         piece = os.pread(descriptor, end - start, start)
     finally:
         os.close(descriptor)
@@ -292,11 +396,10 @@ def _store(path: Path, block: bytes, max_bytes: int) -> None:
             os.replace(partial, path)
     except FileNotFoundError:
         return  # somebody deletes the folder; the block is at hand, and the next one makes the folder anew
+    except _Told:
+        raise
     except OSError as error:
-        raise OSError(
-            f"cannot write the cache of shards in {path.parent}: {error}. Make room, set cache.max_gb lower, "
-            "or name another cache.folder"
-        ) from error
+        raise _unusable(path.parent, error) from error
 
 
 def _make_room(folder: Path, total_file: int, num_bytes: int, max_bytes: int) -> None:
@@ -329,17 +432,31 @@ def _make_room(folder: Path, total_file: int, num_bytes: int, max_bytes: int) ->
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """Holds a lock file, made with its folder where it is missing. The system frees it when its holder dies."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            break
-        except FileNotFoundError:
-            continue  # the folder was deleted in between
+    """Holds a lock file, made with its folder where it is missing. The system frees it when its holder dies.
+
+    Raises OSError where the folder cannot be used.
+    """
+    descriptor = _open_lock(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # a network disk without locks
+            raise _unusable(path.parent, error) from error
         yield descriptor
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not: a forked child may hold a copy
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would not: a forked child may hold a copy
         os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    found = OSError()
+    for _ in range(1000):  # somebody may be deleting the folder again and again
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (FileNotFoundError, FileExistsError) as error:
+            found = error
+        except OSError as error:
+            raise _unusable(path.parent, error) from error
+    raise _unusable(path.parent, found) from found

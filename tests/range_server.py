@@ -17,6 +17,8 @@ class RangeServer(ThreadingHTTPServer):
         requests: (method, path, range header) of everything that was asked.
         fail: path -> list of statuses that the next requests for it get; a status of 0 cuts the connection.
         has_ranges: whether the Range header is obeyed.
+        has_versions: whether an ETag is sent.
+        num_sent: bytes of all bodies.
     """
 
     daemon_threads = True
@@ -26,12 +28,14 @@ class RangeServer(ThreadingHTTPServer):
         self.folder = folder
         self.requests: list[tuple[str, str, str]] = []
         self.fail: dict[str, list[int]] = {}
-        self.has_ranges = True
+        self.has_ranges = self.has_versions = True
+        self.num_sent = 0
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def gets(self, path: str) -> list[str]:
-        """Ranges that were fetched of one path, in order."""
-        return [asked for method, found, asked in self.requests if (method, found) == ("GET", path)]
+        """Ranges that were fetched of one path, in order, but for the byte that shows whether there are ranges."""
+        gets = [asked for method, found, asked in self.requests if (method, found) == ("GET", path)]
+        return [asked for asked in gets if asked != "bytes=1-1"]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,13 +77,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, data: bytes, has_body: bool, tag: str = "", html: bool = False) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        if tag:
+        if tag and self.server.has_versions:
             self.send_header("ETag", tag)
         if html:
             self.send_header("Content-Type", "text/html")
         self.end_headers()
         if has_body:
-            self.wfile.write(data)
+            for start in range(0, len(data), 2**20):
+                self.wfile.write(data[start : start + 2**20])
+                self.server.num_sent += len(data[start : start + 2**20])
 
     def log_message(self, *_: object) -> None:
         return

@@ -6,6 +6,7 @@ will refuse. Training-time dropouts are off, and a task that draws its wording d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -24,7 +25,7 @@ from mmchat.data.chat_template import ChatTemplate, Sample
 from mmchat.data.check_report import Job, Severity, ShardCheck, Use, open_shard
 from mmchat.data.pack import load_media
 from mmchat.data.shard_index import TAR_BLOCK, HeaderOf, index_shard, padded
-from mmchat.data.shards import Shard, index_path
+from mmchat.data.shards import Shard
 from mmchat.errors import SampleError
 from mmchat.modalities.image import ImageLimits
 from mmchat.regions import check_region
@@ -103,19 +104,34 @@ class ShardChecker:
         """
         job, shard = found.job, None
         try:
+            File.open(job.path, self.cache)
+        except FileNotFoundError as error:
+            found.add("error", "no such shard", "", str(error))
+            return None
+        except OSError as error:
+            found.add("error", "unreachable shard" if is_url(job.path) else "unreadable shard", "", str(error))
+            return None
+        try:
             shard = open_shard(job.path, self.cache)
             if shard.num_samples:
                 shard.entry(0)  # now it reads where the entries lie
         except SampleError:
             pass  # one damaged line, met again with its sample
         except (ValueError, OSError) as error:
-            shard = None
-            has_index = is_url(job.path) or index_path(Path(job.path)).is_file()
-            found.add("error", "unusable index" if has_index else "no index", "", str(error))
+            shard, cause = None, error.__cause__
+            if is_url(job.path) and isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+                found.add("error", "unreachable shard", "", str(error))
+                return None
+            is_absent = isinstance(cause, FileNotFoundError)
+            found.add("error", "no index" if is_absent else "unusable index", "", str(error))
         if shard is not None and (job.only_hash or not self.is_deep):
             return shard
         try:
             self._copy(job.path, copy)
+        except SampleError as error:
+            found.add("error", error.reason, "", error.detail)
+            return shard
+        try:
             problems = index_shard(copy, self.header_of)
             fresh = Shard(copy)
         except (ValueError, OSError) as error:
@@ -138,14 +154,18 @@ class ShardChecker:
         return shard
 
     def _copy(self, path: str, copy: Path) -> None:
-        """A link to the tar, or the bytes of one behind a URL. Raises OSError."""
+        """A link to the tar, or the bytes of one behind a URL. Raises SampleError where they cannot be had."""
         if not is_url(path):
             copy.symlink_to(Path(path).resolve())
             return
         remote = File.open(path, self.cache)
         with open(copy, "wb") as file:
             for start in range(0, remote.num_bytes, self.cache.block_bytes):
-                file.write(remote.read(start, min(self.cache.block_bytes, remote.num_bytes - start)))
+                try:
+                    block = remote.read(start, min(self.cache.block_bytes, remote.num_bytes - start))
+                except OSError as error:
+                    raise SampleError("unreachable shard", str(error)) from error
+                file.write(block)
 
     def _sample(self, record: Record, i: int, found: ShardCheck, notes: Notes) -> None:
         """One sample on the way that training takes. Raises SampleError, or notes what is wrong."""
@@ -217,14 +237,23 @@ def _note_media(record: Record, conversation: Conversation, notes: Notes) -> Non
 def _note_boxes(record: Record, notes: Notes) -> None:
     """Boxes anywhere in the facts, such as a caption's objects; where no "media" is named, of the first item."""
     for node in _objects(record.facts):
-        match node:
-            case {"box": [int() | float(), int() | float(), int() | float(), int() | float()] as box}:
-                number = node.get("media", 0)
-                if isinstance(number, int) and number in range(len(record.media)):
-                    try:
-                        _check_region(Region(0, box=(box[0], box[1], box[2], box[3])), record.media[number])
-                    except SampleError as error:
-                        notes.setdefault(error.reason, ("warning", f"in the facts: {error.detail}"))
+        if "box" not in node:
+            continue
+        try:
+            box = _box(node["box"])
+            number = node.get("media", 0)
+            if isinstance(number, int) and number in range(len(record.media)):
+                _check_region(Region(0, box=box), record.media[number])
+        except SampleError as error:
+            if error.reason != "unreadable region" or not any(reason.startswith("unreadable") for reason in notes):
+                notes.setdefault(error.reason, ("warning", f"in the facts: {error.detail}"))
+
+
+def _box(found: Any) -> tuple[float, float, float, float]:
+    if isinstance(found, list) and len(found) == 4 and all(isinstance(number, int | float) for number in found):
+        with contextlib.suppress(OverflowError):  # an int of hundreds of digits
+            return float(found[0]), float(found[1]), float(found[2]), float(found[3])
+    raise SampleError("unreadable region", f"wanted a box of 4 numbers, found {found!r:.120}")
 
 
 def _objects(node: Any) -> Iterator[dict[str, Any]]:

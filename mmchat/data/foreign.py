@@ -97,7 +97,7 @@ def read_plain(members: Members) -> tuple[dict[str, Any], Any, bool]:
 
 @dataclass(frozen=True)
 class Classes:
-    """Pictures with a number or a name in .cls: facts {"class": 7, "caption": "goldfish"}."""
+    """Pictures with a number in .cls: facts {"class": 7, "caption": "goldfish"}."""
 
     names: Sequence[str]
 
@@ -106,12 +106,12 @@ class Classes:
         return "classes " + hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
     def __call__(self, members: Members) -> tuple[dict[str, Any], Listed]:
-        found = members.text("cls")
-        if found.isdecimal():
-            if int(found) >= len(self.names):
-                raise SampleError("unknown class", f"{members.key}: class {found} of {len(self.names)} named ones")
-            return {"class": int(found), "caption": self.names[int(found)]}, members.listed()
-        return {"class": found, "caption": found}, members.listed()
+        found = members.text("cls").strip()
+        if not found.isdecimal():
+            raise SampleError("unknown class", f"{members.key}: wanted a number in .cls, found {found!r:.100}")
+        if int(found) >= len(self.names):
+            raise SampleError("unknown class", f"{members.key}: class {found} of {len(self.names)} named ones")
+        return {"class": int(found), "caption": self.names[int(found)]}, members.listed()
 
 
 @dataclass

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import socket
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +26,7 @@ from mmchat.data.shards import (
     type_of,
 )
 from mmchat.errors import SampleError
+from mmchat.sources.files import tar_members
 
 HeaderOf = Callable[[Modality, bytes], MediaHeader]
 
@@ -86,7 +86,7 @@ def index_shard(
     report = ShardReport([path])
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     doubled: dict[str, str] = {}
-    for member in _tar_members(path):
+    for member in tar_members(path):
         if member.isdir():
             continue
         where = f"{path}: {member.name!r} at byte {member.offset}"
@@ -125,7 +125,23 @@ def index_shard(
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     report.num_samples = len(lines)
     report.num_bytes = path.stat().st_size
-    write_index(path, report.num_bytes, sha256, lines, reading_label(reading, excluded))
+    left_out = report.problems - Counter(line["problem"][0] for line in lines if "problem" in line)
+    write_index(path, report.num_bytes, sha256, lines, reading_label(reading, excluded), left_out)
+    return report
+
+
+def read_report(path: Path) -> ShardReport:
+    """What was found when the index of a shard was made, as far as it is kept there. Raises ValueError or OSError."""
+    report = ShardReport([path])
+    with open(index_path(path), "rb") as file:
+        header = json.loads(file.readline())
+        report.num_samples, report.num_bytes = header["num_samples"], header["shard_bytes"]
+        for reason, count in header.get("left_out", {}).items():
+            report.problems[reason] += count
+            report.examples[reason] = [f"{path}: {count} members; --force names them"]
+        for line in file:
+            if (problem := json.loads(line).get("problem")) is not None:
+                report.add_problem(SampleError(problem[0], f"{path}: {problem[1]}"))
     return report
 
 
@@ -190,36 +206,6 @@ def read_header(header_of: HeaderOf, modality: Modality, data: bytes, where: str
         raise SampleError(error.reason, f"{where}: {error.detail}") from error
 
 
-def _tar_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Every member header of a plain tar. Raises ValueError if it is compressed, cut short or damaged."""
-    with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                    if member.size < 0:
-                        raise tarfile.ReadError("a member of negative size")  # tarfile would walk in circles
-                    yield member
-                end = tar.offset
-        except Exception as error:  # on damaged headers tarfile raises whatever its parsers stumble over
-            if path.stat().st_size == 0:
-                raise ValueError(f"{path} is empty") from error
-            raise ValueError(
-                f"{path}: {type(error).__name__}, {error}. It is cut short, damaged or compressed: "
-                "fetch it again, or decompress it (members are read by offset)"
-            ) from error
-        # tarfile takes the end of the file, or a damaged header, for the end of the archive without a word.
-        file.seek(end)
-        if file.read(2 * TAR_BLOCK) != bytes(2 * TAR_BLOCK):
-            raise ValueError(
-                f"{path}: no end-of-archive mark at byte {end}: the tar was cut off between two members, or "
-                "the header there is damaged. Fetch it again"
-            )
-        while tail := file.read(2**20):
-            if tail.count(0) != len(tail):
-                raise ValueError(f"{path}: there is data behind the end of the archive at byte {end}; was it joined?")
-
-
 def _split_name(name: str, where: str) -> tuple[str, str] | None:
     """Key and suffix of a member name, None where it has none. Raises SampleError for path tricks."""
     name = name.removeprefix("./")
@@ -234,17 +220,29 @@ def padded(size: int) -> int:
 
 
 def write_index(
-    shard: Path, shard_bytes: int, sha256: str, lines: list[dict[str, Any]], reading: str | None = None
+    shard: Path,
+    shard_bytes: int,
+    sha256: str,
+    lines: list[dict[str, Any]],
+    reading: str | None = None,
+    left_out: Mapping[str, int] | None = None,
 ) -> None:
+    """Writes the index beside its shard.
+
+    left_out: members that are not in the index, counted by reason.
+    """
     path = index_path(shard)
     partial = partial_path(path)
     header: dict[str, Any] = {"format": FORMAT, "shard_bytes": shard_bytes, "num_samples": len(lines), "sha256": sha256}
     if reading is not None:
         header["reading"] = reading
+    if left_out:
+        header["left_out"] = dict(left_out)
     try:
         with open(partial, "wb") as file:
             for line in (header, *lines):
-                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+                text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+                file.write(text.encode("utf-8", "backslashreplace") + b"\n")
             sync(file)
         os.replace(partial, path)
     except BaseException:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from webdataset import TarWriter
 
-from mmchat.conversation import MediaRef, Record, StoredBytes
+from mmchat.conversation import MediaHeader, MediaRef, Record, StoredBytes
 from mmchat.data.shard_index import (
     TAR_BLOCK,
     HeaderOf,
@@ -32,6 +33,7 @@ from mmchat.errors import SampleError
 Check = Callable[[Record], object]
 
 _KEY = re.compile(r"(?!__)[\w-]+(?:/(?!__)[\w-]+)*")  # webdataset skips names that start with two underscores
+_NUM_LAST_KEYS = 2**14
 _MAX_KEY_BYTES = 80  # a ustar name holds 100, suffix included
 
 
@@ -58,7 +60,8 @@ def cut_chunks(
 
     A chunk ends before the record that would be one too many, or would make its shard larger than `max_shard_bytes`; a
     larger record gets a chunk of its own. Media is not read, its size is known. A record that turns out not to be
-    usable has been counted here, so a shard may hold less.
+    usable has been counted here, so a shard may hold less. A key that came before is counted as "duplicate key", which
+    takes 8 bytes of memory for each key.
 
     Raises ValueError for limits below one.
     """
@@ -66,9 +69,13 @@ def cut_chunks(
         raise ValueError("a shard must hold at least one sample and one byte")
     records: list[Record] = []
     number, num_bytes, skipped, digest = 0, 0, ShardReport(), hashlib.sha256()
+    seen = _Seen()
     for sample in samples:
         if isinstance(sample, SampleError):
             skipped.add_problem(sample)
+            continue
+        if not seen.add(sample.key):
+            skipped.add_problem(SampleError("duplicate key", f"{sample.key!r} came before in this source"))
             continue
         text = _description(sample)
         sizes = [len(text), *(_num_bytes(item) for item in sample.media if item.data is not None)]
@@ -81,6 +88,30 @@ def cut_chunks(
         digest.update(text + b"\n")
     if records or skipped.problems:
         yield Chunk(number, records, skipped, digest.hexdigest())
+
+
+class _Seen:
+    """Keys by 64 bits of a hash: the last ones in a set, all others sorted, in 8 bytes each.
+
+    Among 100 million keys, one is taken for another with a probability of 3 in 10,000.
+    """
+
+    def __init__(self) -> None:
+        self._last: set[int] = set()
+        self._others = np.empty(0, np.uint64)
+
+    def add(self, key: str) -> bool:
+        """Whether the key is new."""
+        hashed = int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+        place = self._others.searchsorted(np.uint64(hashed))
+        if hashed in self._last or (place < len(self._others) and int(self._others[place]) == hashed):
+            return False
+        self._last.add(hashed)
+        if len(self._last) >= max(_NUM_LAST_KEYS, len(self._others) // 64):
+            last = np.fromiter(self._last, np.uint64, len(self._last))
+            self._others = np.sort(np.concatenate([self._others, last]))
+            self._last.clear()
+        return True
 
 
 def _description(record: Record) -> bytes:
@@ -247,6 +278,7 @@ def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> 
             members[named["member"]] = data
             if header_of is not None:
                 header = read_header(header_of, item.modality, data, where)
+                _check_annotated(item.header, header, where)
         listed.append(named)
         media.append(media_line(named, header))
         known.append(replace(item, header=header))
@@ -261,6 +293,17 @@ def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> 
     parsed = parse_facts(members["json"], "json", record.key)  # what is written can be read
     parsed.pop("media", None)
     return _Encoded(record.key, members, media, num_characters(parsed))
+
+
+def _check_annotated(annotated: MediaHeader | None, found: MediaHeader, where: str) -> None:
+    """Raises SampleError for another size than the source states, in whose pixels the boxes are."""
+    if annotated is None or annotated.width is None or annotated.height is None:
+        return
+    wanted, size = (annotated.width, annotated.height), (found.width, found.height)
+    if size != wanted:
+        turned = ", which EXIF turns," if size == wanted[::-1] else ""
+        detail = f"annotated {wanted[0]}x{wanted[1]}, the file{turned} shows {size[0]}x{size[1]}; boxes would not fit"
+        raise SampleError("picture of another size", f"{where}: {detail}: fetch the set's own pictures")
 
 
 def _read_media(item: MediaRef, where: str) -> bytes:

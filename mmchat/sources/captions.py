@@ -9,7 +9,7 @@ from typing import Any
 from mmchat.conversation import Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
-from mmchat.sources.rows import Find, given_media, records_of
+from mmchat.sources.rows import Find, given_media, of_split, records_of
 from mmchat.sources.source import Source
 
 _FACTS = ("caption", "captions", "objects")
@@ -17,10 +17,15 @@ _FACTS = ("caption", "captions", "objects")
 
 def read_captions(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """Rows of the annotation file, or of SPLIT/captions.jsonl."""
-    return records_of(files, files.one(*(mark.format(split=split) for mark in _MARKS)), _record)
+    named, general = (mark.format(split=split) for mark in _MARKS)
+    names = files.find(named) or of_split(files, files.find("captions.jsonl") or files.find(general), split)
+    if len(names) != 1:
+        found = f"{len(names)} files {general}: {', '.join(names[:5])}; name one of them" if names else "none of them"
+        raise ValueError(f"{files}: wanted {named} or one {general}, found {found}")
+    return records_of(files, names[0], _record)
 
 
-_MARKS = ("{split}/captions.jsonl", "captions.jsonl", "*.jsonl")
+_MARKS = ("{split}/captions.jsonl", "*.jsonl")
 
 SOURCES = {"captions": Source(("caption",), _MARKS, read_captions)}
 

@@ -14,7 +14,7 @@ from mmchat.errors import SampleError
 from mmchat.sources.chat_dialects import Message, messages_of, translated
 from mmchat.sources.chat_regions import REGION_OPTIONS, Item, Objects, Pictures, Piece, RegionReader
 from mmchat.sources.files import Files
-from mmchat.sources.rows import Find, RecordOf, given_media, records_of
+from mmchat.sources.rows import Find, RecordOf, given_media, of_split, records_of
 from mmchat.sources.source import Source
 
 OPTIONS = {"dataset": "entry of a LLaMA-Factory dataset_info.json that lies in SOURCE", **REGION_OPTIONS}
@@ -34,7 +34,7 @@ _TAGS = re.compile(
 def read_chat(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """Rows of the annotation file, or of SPLIT.json, SPLIT.jsonl or SPLIT/instruct.jsonl.
 
-    Raises ValueError for a file that is missing or not the only one, and for an option's value.
+    Raises ValueError for a file that is missing, of another split or not the only one, and for an option's value.
     """
     name, entry = _annotation(files, split, options.get("dataset"))
     record = chat_record(files, options)
@@ -64,9 +64,14 @@ def _annotation(files: Files, split: str, dataset: str | None) -> tuple[str, Map
     """The annotation file, and its entry in dataset_info.json. Raises ValueError."""
     entries = {}
     if files.stored(DESCRIPTIONS) is not None:
-        found = json.loads(files.text(DESCRIPTIONS))
+        try:
+            found = json.loads(files.text(DESCRIPTIONS))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{DESCRIPTIONS} beside {files} is no JSON: {error}") from error
         entries = found if isinstance(found, dict) else {}
-        entries = {key: one for key, one in entries.items() if isinstance(one, dict) and "file_name" in one}
+        entries = {
+            key: one for key, one in entries.items() if isinstance(one, dict) and isinstance(one.get("file_name"), str)
+        }
     if dataset is not None:
         if dataset not in entries:
             known = ", ".join(entries) or "none"
@@ -75,6 +80,8 @@ def _annotation(files: Files, split: str, dataset: str | None) -> tuple[str, Map
     for mark in _MARKS:
         names = files.find(mark.format(split=split))
         names = [name for name in names if not any(fnmatch.fnmatch(PurePosixPath(name).name, o) for o in _OTHER_FILES)]
+        if "{split}" not in mark:
+            names = of_split(files, names, split)
         if len(names) > 1:
             hint = f", or an entry of {DESCRIPTIONS} by --set dataset=NAME" if entries else ""
             shown = f"{len(names)} files {mark}: {', '.join(names[:5])}"

@@ -66,7 +66,7 @@ class Objects:
             boxes = [[float(number) for number in box] for box in found.get("bbox") or []]
             pictures = [int(number) for number in found.get("image_id") or [0] * len(boxes)]
             refs = [str(ref) for ref in found.get("ref") or []]
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SampleError("unreadable objects", f"{error} in {found!r:.200}") from error
         if kind not in ("real", "norm1") or not all(len(box) in (2, 4) for box in boxes):
             raise SampleError("unreadable objects", f"wanted 2 or 4 numbers, real or norm1, found {found!r:.200}")

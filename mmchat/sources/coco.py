@@ -16,6 +16,7 @@ from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
 from mmchat.sources.refcoco import LEAK, checked_box, evaluation_images
+from mmchat.sources.rows import annotated, problem
 from mmchat.sources.source import Source
 
 _CAPTIONS = ("annotations/captions_{split}*.json", "captions_{split}*.json")
@@ -48,7 +49,8 @@ def read_coco_captions(files: Files, split: str, options: Mapping[str, str]) -> 
         yield from _fill(files, instances, things, labels)
     for image, item in _pictures(files, name, options):
         if isinstance(item, SampleError):
-            captions.pop(image.get("id", -1), None)
+            if isinstance(number := image.get("id"), int):
+                captions.pop(number, None)
             yield item
             continue
         objects = []
@@ -61,7 +63,9 @@ def read_coco_captions(files: Files, split: str, options: Mapping[str, str]) -> 
             yield SampleError("no caption", f"{name}: image {image['id']}")
             continue
         facts: dict[str, Any] = {"captions": captions.pop(image["id"]), "image_id": image["id"]}
-        yield Record(f"{image['id']:012d}", facts | ({"objects": objects} if objects else {}), (item,))
+        if objects:
+            facts, item = facts | {"objects": objects}, annotated(item, image["width"], image["height"])
+        yield Record(f"{image['id']:012d}", facts, (item,))
     for i in captions:
         yield SampleError("caption without a picture", f"{name}: no image {i} is listed")
 
@@ -99,6 +103,7 @@ def read_coco_instances(files: Files, split: str, options: Mapping[str, str]) ->
             {"expressions": [label], "boxes": boxes} for label, boxes in by_label.items() if label not in incomplete
         ] + [{"expressions": [label], "boxes": []} for label in absent]
         if targets:
+            item = annotated(item, image["width"], image["height"])
             yield picture_record(f"{image['id']:012d}", targets, item, {"image_id": image["id"]})
         elif not incomplete:
             yield SampleError("no objects", f"{name}: image {image['id']}")
@@ -125,13 +130,21 @@ def picture_record(key: str, targets: Sequence[Target], item: MediaRef, facts: M
 
 def _fill(files: Files, name: str, things: _Things, labels: dict[int, str]) -> Iterator[SampleError]:
     """Reads categories and boxes; yields the annotations that cannot be read."""
-    labels |= {row["id"]: row["name"] for row in files.items(name, "categories.item")}
+    for row in files.items(name, "categories.item"):
+        match row:
+            case {"id": int(i), "name": str(label)} if label.strip():
+                labels[i] = label
+            case _:
+                yield SampleError("unreadable category", f"{name}: wanted id and name, found {row!r:.200}")
     for row in files.items(name, "annotations.item"):
         match row:
             case {"image_id": int(i), "category_id": int(category), "bbox": [_, _, _, _] as box} if (
-                category in labels and all(isinstance(x, int | float) for x in box)
+                category in labels and row.get("iscrowd") in (0, 1, None)
             ):
-                things.setdefault(i, array("d")).extend([category, *box, row.get("iscrowd") or 0])
+                try:
+                    things.setdefault(i, array("d")).extend(array("d", [category, *box, row.get("iscrowd") or 0]))
+                except (TypeError, OverflowError) as error:
+                    yield problem(error, f"{name}: {row!r:.200}")
             case _:
                 yield SampleError("unreadable annotation", f"{name}: {row!r:.200}")
 

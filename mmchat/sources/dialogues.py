@@ -9,6 +9,7 @@ from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
 from mmchat.sources.questions import video
+from mmchat.sources.rows import UNREADABLE, problem
 from mmchat.sources.source import Source
 
 _AVSD_SPLITS = {"val": "valid"}
@@ -22,13 +23,22 @@ def read_visdial(files: Files, split: str, options: Mapping[str, str]) -> Iterat
     VisualDialog_val2018 and VisualDialog_test2018 for the others.
     """
     name = files.one(f"visdial_1.0_{split}.json", f"*/visdial_1.0_{split}.json")
-    with_candidates = options.get("candidates", "no" if split == "train" else "yes") == "yes"
+    if (candidates := options.get("candidates", "no" if split == "train" else "yes")) not in ("yes", "no"):
+        raise ValueError(f"--set candidates is yes or no, not {candidates}")
+    with_candidates = candidates == "yes"
     questions, answers = (list(files.items(name, f"data.{kind}.item")) for kind in ("questions", "answers"))
-    dense = {}
-    for file in files.find(f"visdial_1.0_{split}_dense*.json", f"*/visdial_1.0_{split}_dense*.json"):
+    dense: dict[tuple[int, int], list[Any]] = {}
+    for file in files.beside(f"visdial_1.0_{split}_dense*.json", f"*/visdial_1.0_{split}_dense*.json"):
         for row in files.rows(file):
-            relevance = row.get("gt_relevance", row.get("relevance"))
-            dense[row.get("image_id"), row.get("round_id")] = relevance
+            match row:
+                case {"image_id": int(image), "round_id": int(place)} if isinstance(
+                    relevance := row.get("gt_relevance", row.get("relevance")), list
+                ):
+                    dense[image, place] = relevance
+                case SampleError():
+                    yield row
+                case _:
+                    yield SampleError("unreadable dense annotation", f"{file}: {row!r:.200}")
     for number, dialog in enumerate(files.items(name, "data.dialogs.item")):
         try:
             match dialog:
@@ -45,8 +55,8 @@ def read_visdial(files: Files, split: str, options: Mapping[str, str]) -> Iterat
                     yield Record(f"{image:012d}", facts, (_visdial_picture(files, image, split),))
                 case _:
                     raise SampleError("unreadable row", f"wanted image_id, caption and dialog; {dialog!r:.200}")
-        except SampleError as error:
-            yield SampleError(error.reason, f"{name} dialog {number}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, f"{name} dialog {number}")
 
 
 def _round(one: Any, questions: list[str], answers: list[str], with_candidates: bool) -> dict[str, Any]:
@@ -101,9 +111,8 @@ def read_avsd(files: Files, split: str, options: Mapping[str, str]) -> Iterator[
                     yield Record(f"{number:08d}", facts, (video(files, clip),))
                 case _:
                     raise SampleError("unreadable row", f"wanted image_id, caption and dialog; {dialog!r:.200}")
-        except (SampleError, AttributeError) as error:
-            reason = error.reason if isinstance(error, SampleError) else "unreadable round"
-            yield SampleError(reason, f"{name} dialog {number}: {error}")
+        except UNREADABLE as error:
+            yield problem(error, f"{name} dialog {number}")
 
 
 def read_image_chat(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -126,9 +135,8 @@ def read_image_chat(files: Files, split: str, options: Mapping[str, str]) -> Ite
                     raise row
                 case _:
                     raise SampleError("unreadable row", f"wanted image_hash and dialog; {row!r:.200}")
-        except (SampleError, KeyError, TypeError) as error:
-            reason = error.reason if isinstance(error, SampleError) else "unreadable candidates"
-            yield SampleError(reason, f"{name} row {number}: {error}")
+        except UNREADABLE as error:
+            yield problem(error, f"{name} row {number}")
 
 
 def _styled(turn: Any) -> dict[str, str]:

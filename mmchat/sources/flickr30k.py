@@ -17,6 +17,7 @@ from mmchat.conversation import MediaRef, Record, Region
 from mmchat.errors import SampleError
 from mmchat.regions import check_region
 from mmchat.sources.files import Files
+from mmchat.sources.rows import annotated
 from mmchat.sources.source import Source
 
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\[\]]+)\]")
@@ -40,7 +41,7 @@ def read_entities(files: Files, split: str, options: Mapping[str, str]) -> Itera
             try:
                 caption, phrases = _sentence(line, picture.chains)
                 facts = {"caption": caption, "phrases": phrases, "image_id": picture.id}
-                yield Record(f"{picture.id}/{number}", facts, (picture.item,))
+                yield Record(f"{picture.id}/{number}", facts, (annotated(picture.item, *picture.size),))
             except SampleError as error:
                 yield SampleError(error.reason, f"{picture.id} caption {number}: {error.detail}")
         yield from picture.unrelated
@@ -73,10 +74,11 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class _Picture:
-    """Captions with their numbers from 1, as written; `unrelated` are those of something else."""
+    """Captions with their numbers from 1, as written; `unrelated` are those of something else. size: width, height."""
 
     id: str
     item: MediaRef
+    size: tuple[int, int]
     captions: list[tuple[int, str]]
     unrelated: list[SampleError]
     chains: _Chains
@@ -86,7 +88,7 @@ def _pictures(files: Files, split: str) -> Iterator[_Picture | SampleError]:
     """The pictures of a split in its own order."""
     ids = files.text(files.one(f"{split}.txt", *(f"{folder}{split}.txt" for folder in _FOLDERS[1:]))).split()
     unrelated: set[tuple[str, str]] = set()
-    if lists := files.find("UNRELATED_CAPTIONS", "*/UNRELATED_CAPTIONS"):
+    if lists := files.beside("UNRELATED_CAPTIONS", "*/UNRELATED_CAPTIONS"):
         lines = (line for line in files.text(lists[0]).splitlines() if not line.startswith("#"))
         unrelated = {(words[0], words[1]) for words in map(str.split, lines) if len(words) == 2}
     for one in ids:
@@ -100,7 +102,8 @@ def _pictures(files: Files, split: str) -> Iterator[_Picture | SampleError]:
                 if (one, str(number)) in unrelated
             ]
             kept = [(number, line) for number, line in captions if (one, str(number)) not in unrelated]
-            yield _Picture(one, item, kept, wrong, _chains(_text(files, f"Annotations/{one}.xml")))
+            size, chains = _chains(_text(files, f"Annotations/{one}.xml"))
+            yield _Picture(one, item, size, kept, wrong, chains)
         except SampleError as error:
             yield SampleError(error.reason, f"{one}: {error.detail}")
 
@@ -132,8 +135,8 @@ def _sentence(line: str, chains: Mapping[str, Any]) -> tuple[str, list[dict[str,
     return caption, phrases
 
 
-def _chains(text: str) -> _Chains:
-    """Boxes [x1, y1, x2, y2] by chain; an object may be several chains'. Raises SampleError."""
+def _chains(text: str) -> tuple[tuple[int, int], _Chains]:
+    """The picture's size, and boxes [x1, y1, x2, y2] by chain; an object may be several chains'. Raises SampleError."""
     chains: _Chains = {}
     try:
         root = ElementTree.fromstring(text)
@@ -152,4 +155,4 @@ def _chains(text: str) -> _Chains:
                     chains[name] = error
     except (ElementTree.ParseError, ValueError) as error:
         raise SampleError("unreadable annotation", f"{error}") from error
-    return chains
+    return (width, height), chains

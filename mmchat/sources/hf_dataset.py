@@ -14,12 +14,15 @@ from mmchat.errors import SampleError
 from mmchat.sources.chat import chat_record
 from mmchat.sources.chat_regions import REGION_OPTIONS
 from mmchat.sources.files import Files
-from mmchat.sources.rows import finder, records_from
+from mmchat.sources.rows import finder, of_split, records_from
 from mmchat.sources.source import Source
 
 _BATCH_ROWS = 16  # rows in memory at a time; a row may hold pictures
 _SAVED = ("{split}/state.json", "state.json")
-_PARQUET = ("data/{split}-*.parquet", "{split}-*.parquet", "{split}/*.parquet", "{split}.parquet", "*.parquet")
+_PARQUET = (
+    *("data/{split}-*.parquet", "{split}-*.parquet", "{split}/*.parquet", "{split}.parquet"),
+    *("data/*.parquet", "*.parquet"),
+)
 
 
 def read_hf_dataset(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -29,7 +32,10 @@ def read_hf_dataset(files: Files, split: str, options: Mapping[str, str]) -> Ite
     """
     record = chat_record(files, options)
     for mark in (*_SAVED, *_PARQUET):
-        if names := files.find(mark.format(split=split)):
+        names = files.find(mark.format(split=split))
+        if mark.endswith("*.parquet") and "{split}" not in mark:
+            names = of_split(files, names, split)
+        if names:
             folder = PurePosixPath(names[0]).parent
             rows = _saved_rows(files, names[0], split) if mark in _SAVED else _parquet_rows(files, names)
             return records_from(rows, str(folder), finder(files, folder), record)

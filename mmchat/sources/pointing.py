@@ -9,7 +9,7 @@ from mmchat.conversation import Record
 from mmchat.errors import SampleError
 from mmchat.regions import read_box
 from mmchat.sources.files import Files
-from mmchat.sources.rows import GROUPED, grouped, is_grouped
+from mmchat.sources.rows import GROUPED, UNREADABLE, grouped, is_grouped, problem
 from mmchat.sources.source import Source
 from mmchat.sources.visual_genome import genome_picture
 
@@ -24,7 +24,10 @@ def _pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[R
     a split (LocalQA's final test is testfinal). Boxes are {x, y, w, h}, points {x, y}.
     """
     name = files.one(*_POINTQA)
-    listed = files.one(*(name.replace("dataset", f"{one}_imgs") for one in (split, f"{split}final")))
+    lists = [name.replace("dataset", f"{one}_imgs") for one in (split, f"{split}final")]
+    listed = next((one for one in lists if files.stored(one) is not None), None)
+    if listed is None:
+        raise ValueError(f"{files} has none of {', '.join(lists)}, which list the pictures of the split {split}")
     images = {str(number) for number in files.rows(listed)}
     shape, question = options.get("region", "point"), _QUESTIONS.get(options.get("question", "general"))
     if shape not in ("point", "box") or question is None:
@@ -37,16 +40,15 @@ def _pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[R
             if not isinstance(asked, list):
                 raise SampleError("unreadable row", f"wanted a list of questions, found {asked!r:.200}")
         except SampleError as error:
-            yield SampleError(error.reason, f"{name} picture {image}: {error.detail}")
+            yield problem(error, f"{name} picture {image}")
             continue
         for number, row in enumerate(asked):
             try:
                 for place, (text, region, answer) in enumerate(_pointed(row, shape, question)):
                     facts = {"question": text, "answers": [answer], "regions": [{"media": 0, **region}]}
                     yield Record(f"{image}/{number}-{place}", facts, (item,))
-            except (SampleError, KeyError, TypeError, ValueError) as error:
-                reason = error.reason if isinstance(error, SampleError) else "unreadable row"
-                yield SampleError(reason, f"{name} picture {image} question {number}: {error!r}")
+            except (*UNREADABLE, ValueError) as error:
+                yield problem(error, f"{name} picture {image} question {number}")
 
 
 def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -83,12 +85,18 @@ def read_visual7w(files: Files, split: str, options: Mapping[str, str]) -> Itera
     first in the facts; a box that starts a pixel before the picture is clamped to it.
     """
     name = files.one("dataset_v7w_pointing.json", "*/dataset_v7w_pointing.json")
-    boxes = {box.get("box_id"): box for box in files.items(name, "boxes.item") if isinstance(box, dict)}
+    boxes = {}
+    for box in files.items(name, "boxes.item"):
+        if isinstance(box, dict) and isinstance(box.get("box_id"), int):
+            boxes[box["box_id"]] = box
     for image in files.items(name, "images.item"):
+        if not isinstance(image, dict) or not isinstance(image.get("qa_pairs"), list):
+            yield SampleError("unreadable row", f"{name}: wanted a picture with qa_pairs, found {image!r:.200}")
+            continue
         if image.get("split") != split:
             continue
         file = str(image.get("filename"))
-        for qa in image.get("qa_pairs", []):
+        for qa in image["qa_pairs"]:
             try:
                 item = files.media("image", f"images/{file}", file)
                 match qa:
@@ -98,15 +106,15 @@ def read_visual7w(files: Files, split: str, options: Mapping[str, str]) -> Itera
                         yield Record(f"{number:08d}", facts, (item,))
                     case _:
                         raise SampleError("unreadable row", f"wanted question, answer, multiple_choices; {qa!r:.200}")
-            except SampleError as error:
-                yield SampleError(error.reason, f"{name} {file}: {error.detail}")
+            except UNREADABLE as error:
+                yield problem(error, f"{name} {file}")
 
 
 def _box(boxes: Mapping[Any, dict[str, Any]], number: Any) -> tuple[float, float, float, float]:
     try:
         box = boxes[number]
         return read_box([box[side] for side in ("x", "y", "width", "height")], "xywh")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SampleError("unreadable box", f"box_id {number!r}: {error!r}") from error
 
 

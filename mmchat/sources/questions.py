@@ -8,10 +8,11 @@ from typing import Any
 from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
-from mmchat.sources.rows import GROUPED, grouped, is_grouped
+from mmchat.sources.rows import GROUPED, UNREADABLE, grouped, is_grouped, problem
 from mmchat.sources.source import Read, Source
 
 VIDEO_TYPES = ("mp4", "mkv", "webm", "avi")
+_MAPPING = ("youtube_mapping.txt", "*/youtube_mapping.txt")
 _VQA_SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
 
@@ -25,7 +26,7 @@ def _vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Reco
     questions = files.one(
         f"v2_OpenEnded_mscoco_{subset}_questions.json", f"*/v2_OpenEnded_mscoco_{subset}_questions.json"
     )
-    names = files.find(f"v2_mscoco_{subset}_annotations.json", f"*/v2_mscoco_{subset}_annotations.json")
+    names = files.beside(f"v2_mscoco_{subset}_annotations.json", f"*/v2_mscoco_{subset}_annotations.json")
     if not names:
         raise ValueError(f"{files} has no v2_mscoco_{subset}_annotations.json; test sets have no answers")
     folder = "test2015" if subset.startswith("test") else subset
@@ -47,8 +48,8 @@ def _vqa2(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Reco
                     yield Record(f"{number}", facts, (item,))
                 case found:
                     raise SampleError("unreadable row", f"wanted image_id, question, answers; {found!r:.200}")
-        except SampleError as error:
-            yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, f"question_id {pair[0].get('question_id')!r:.80}")
 
 
 def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -58,8 +59,10 @@ def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Ite
     Videos are files v_NAME or NAME, of any of the usual types.
     """
     questions = files.one(f"{split}_q.json", f"*/{split}_q.json")
-    answers = files.one(f"{split}_a.json", f"*/{split}_a.json")
-    for pair in _joined(files.rows(questions), files.rows(answers)):
+    answers = files.beside(f"{split}_a.json", f"*/{split}_a.json")
+    if not answers:
+        raise ValueError(f"{files} has no {split}_a.json beside {questions}")
+    for pair in _joined(files.rows(questions), files.rows(answers[0])):
         try:
             match _both(pair):
                 case {
@@ -73,8 +76,8 @@ def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Ite
                     yield Record(key, facts | {"video_name": name}, (video(files, f"v_{name}", name),))
                 case found:
                     raise SampleError("unreadable row", f"wanted video_name, question, answer and type; {found!r:.200}")
-        except SampleError as error:
-            yield SampleError(error.reason, f"question_id {pair[0].get('question_id')}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, f"question_id {pair[0].get('question_id')!r:.80}")
 
 
 def _msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -84,8 +87,16 @@ def _msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator
 
 def _msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """MSVD-QA, of the same makers: SPLIT_qa.json, and youtube_mapping.txt of lines "NAME vidN" for videos NAME.avi."""
-    lines = files.text(files.one("youtube_mapping.txt", "*/youtube_mapping.txt")).splitlines()
-    names = {number: name for name, number in (line.split() for line in lines if line.strip())}
+    found = files.beside(*_MAPPING)
+    if not found:
+        raise ValueError(f"{files} has no youtube_mapping.txt beside its questions")
+    names = {}
+    for line_number, line in enumerate(files.text(found[0]).splitlines(), 1):
+        if not (words := line.split()):
+            continue
+        if len(words) != 2:
+            raise ValueError(f"{found[0]} line {line_number}: wanted NAME vidN, found {line!r:.200}")
+        names[words[1]] = words[0]
     return _video_qa(files, split, lambda number: video(files, names.get(f"vid{number}", f"vid{number}")))
 
 
@@ -101,8 +112,8 @@ def _video_qa(files: Files, split: str, find: Any) -> Iterator[Record | SampleEr
                     raise row
                 case _:
                     raise SampleError("unreadable row", f"wanted id, video_id, question, answer; {row!r:.200}")
-        except SampleError as error:
-            yield SampleError(error.reason, f"{name} row {number}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, f"{name} row {number}")
 
 
 def video(files: Files, *stems: str) -> MediaRef:
@@ -120,19 +131,24 @@ def _joined(questions: Iterable[Any], answers: Iterable[Any]) -> Iterator[tuple[
     """Questions with their answers by question_id, in the order of the questions.
 
     Answers that come before their question wait in memory: none, where both files have the same order. A question
-    without an answer comes with an empty one. What is no object with a question_id is passed on as it is.
+    without an answer comes with an empty one. A question without a question_id is passed on as it is.
     """
     waiting: dict[Any, dict[str, Any]] = {}
     rest = iter(answers)
     for question in questions:
-        key = question.get("question_id") if isinstance(question, dict) else None
+        key = _question_id(question)
         while key is not None and key not in waiting:
             answer = next(rest, None)
             if answer is None:
                 break
-            if isinstance(answer, dict):
-                waiting[answer.get("question_id")] = answer
+            if (number := _question_id(answer)) is not None:
+                waiting[number] = answer
         yield (question if isinstance(question, dict) else {"row": question}), waiting.pop(key, {})
+
+
+def _question_id(row: Any) -> int | str | None:
+    found = row.get("question_id") if isinstance(row, dict) else None
+    return found if isinstance(found, int | str) else None
 
 
 def _both(pair: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, Any]:
@@ -155,14 +171,13 @@ def _grouping(read: Read) -> Read:
     return grouping
 
 
-def _source(read: Read, *names: str) -> Source:
-    marks = tuple(f"{folder}{name}" for folder in ("", "*/") for name in names)
-    return Source(("vqa",), marks, _grouping(read), GROUPED)
+def _source(read: Read, name: str, companions: tuple[str, ...] = ()) -> Source:
+    return Source(("vqa",), (name, f"*/{name}"), _grouping(read), GROUPED, companions)
 
 
 SOURCES = {
     "vqa2": _source(_vqa2, "v2_OpenEnded_mscoco_*_questions.json"),
     "activitynet_qa": _source(_activitynet_qa, "{split}_q.json"),
-    "msvd_qa": _source(_msvd_qa, "youtube_mapping.txt"),
+    "msvd_qa": _source(_msvd_qa, "{split}_qa.json", _MAPPING),
     "msrvtt_qa": _source(_msrvtt_qa, "{split}_qa.json"),
 }

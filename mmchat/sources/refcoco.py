@@ -14,6 +14,7 @@ from mmchat.conversation import MediaRef, Record, Region
 from mmchat.errors import SampleError
 from mmchat.regions import check_region, read_box
 from mmchat.sources.files import Files
+from mmchat.sources.rows import UNREADABLE, annotated, problem
 from mmchat.sources.source import Source
 
 # Who made the split. RefCOCOg's umd keeps pictures apart, which google's does not: the first that is there counts.
@@ -62,8 +63,8 @@ def read_refcoco(files: Files, split: str, options: Mapping[str, str]) -> Iterat
                 if ref["image_id"] in held_out:
                     raise SampleError("image of an evaluation split", f"COCO image {ref['image_id']}")
                 yield from _records(files, ref, boxes, sizes, split == "train")
-            except SampleError as error:
-                yield SampleError(error.reason, f"{name} ref {ref['ref_id']}: {error.detail}")
+            except UNREADABLE as error:
+                yield problem(error, f"{name} ref {ref['ref_id']}")
 
 
 SOURCES = {
@@ -89,7 +90,7 @@ def evaluation_images(leak: str) -> set[int]:
     for path in filter(None, leak.split(",")):
         files = Files(Path(path))
         if files.annotation is not None and path.endswith(".json"):
-            found = set(files.items(files.annotation, "images.item.id"))
+            found = {i for i in files.items(files.annotation, "images.item.id") if isinstance(i, int)}
         else:
             found = _images_held_out(files)
         if not found:
@@ -194,7 +195,7 @@ def _records(
     said = [(text, i) for text, i in said if text]
     if not said:
         raise SampleError("no expression", f"sentences {ref['sentences']!r:.200}")
-    item = coco_picture(files, ref["image_id"])
+    item = annotated(coco_picture(files, ref["image_id"]), *sizes[ref["image_id"]])
     facts = {"boxes": [box], "ref_id": ref["ref_id"], "image_id": ref["image_id"]}
     if is_one_record:
         yield Record(f"{ref['ref_id']}", {"expressions": [text for text, _ in said]} | facts, (item,))
@@ -207,7 +208,7 @@ def checked_box(xywh: Sequence[float], width: int, height: int) -> list[float]:
     """[x1, y1, x2, y2] to hundredths of a pixel. Raises SampleError for a box that is not in the picture."""
     try:
         box = read_box(xywh, "xywh")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SampleError("unreadable box", str(error)) from error
     check_region(Region(0, box=box), width, height)
     return [round(x, 2) for x in box]

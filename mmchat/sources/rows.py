@@ -2,16 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from mmchat.conversation import MODALITIES, MediaRef, Modality, Record
+from mmchat.conversation import MODALITIES, MediaHeader, MediaRef, Modality, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
 
 Find = Callable[[Modality, Any], MediaRef]
 RecordOf = Callable[[dict[str, Any], str, Find], Record]
+
+# What reading a malformed row can raise. ValueError is not among them: that is a fault in what the user asked for.
+UNREADABLE = (SampleError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
+
+# Words in the names of files that tell a split.
+_SPLITS = {word: word for word in ("train", "val", "test", "testdev", "eval")}
+_SPLITS |= {"training": "train", "valid": "val", "validation": "val", "dev": "val", "devel": "val", "testing": "test"}
+
+
+def problem(error: Exception, place: str) -> SampleError:
+    """One of UNREADABLE, with its place."""
+    if isinstance(error, SampleError):
+        return SampleError(error.reason, f"{place}: {error.detail}")
+    return SampleError("unreadable row", f"{place}: {type(error).__name__}: {error!s:.200}")
+
+
+def of_split(files: Files, names: Sequence[str], split: str) -> list[str]:
+    """Of files that were found by no split's name, those that tell the split; else those that tell none.
+
+    validation, valid, val and dev are one split. A file that was named as SOURCE counts for any. Raises ValueError
+    where all tell another split.
+    """
+    if files.annotation is not None:
+        return list(names)
+    told = {name: _splits_in(name) for name in names}
+    wanted = _SPLITS.get(split)
+    own = [name for name in names if (wanted in told[name] if wanted else split in name)]
+    if chosen := own or [name for name in names if not told[name]]:
+        return chosen
+    if not names:
+        return []
+    found = f"{', '.join(names[:5])} of the splits {', '.join(sorted(set().union(*told.values())))}"
+    raise ValueError(f"{files} holds {found}; wanted {split}: choose with --split, or name the file as SOURCE")
+
+
+def _splits_in(name: str) -> set[str]:
+    words = re.split(r"[^a-z]+", name.lower().replace("test-dev", "testdev").replace("test_dev", "testdev"))
+    return {_SPLITS[word] for word in words if word in _SPLITS}
+
+
+def annotated(item: MediaRef, width: Any, height: Any) -> MediaRef:
+    """The picture with the size that its set states, in whose pixels its boxes are; no number, no statement.
+
+    Where shards are written, a file of another size is refused.
+    """
+    if not isinstance(width, int) or not isinstance(height, int):
+        return item
+    return replace(item, header=MediaHeader(width=width, height=height))
 
 
 def records_of(files: Files, name: str, record: RecordOf) -> Iterator[Record | SampleError]:
@@ -37,8 +87,8 @@ def records_from(rows: Iterable[Any], name: str, find: Find, record: RecordOf) -
                 if not isinstance(one, dict):
                     raise SampleError("unreadable row", f"{one!r:.200} is no object")
                 yield record(one, key, find)
-            except SampleError as error:
-                yield SampleError(error.reason, f"{name} {place}: {error.detail}")
+            except UNREADABLE as error:
+                yield problem(error, f"{name} {place}")
 
 
 def finder(files: Files, folder: PurePosixPath) -> Find:

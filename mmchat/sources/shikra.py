@@ -10,10 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmchat.conversation import Record
+from mmchat.conversation import MediaRef, Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
-from mmchat.sources.rows import Find, records_of
+from mmchat.sources.rows import Find, annotated, of_split, records_of
 from mmchat.sources.source import Source
 
 _MARKS = (
@@ -32,37 +32,47 @@ _ANSWERS = ("grounded", "cot", "short")
 
 
 def read_shikra(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
-    """Rows of one file of the families, which SOURCE names; the split is in the file's name."""
+    """Rows of one file of the families, which SOURCE names; the split is in the file's name.
+
+    Rows with boxes may state their picture's width and height.
+    """
 
     def read(row: dict[str, Any], key: str, find: Find) -> Record:
         return _record(row, key, find, options)
 
-    return records_of(files, files.one(*_MARKS), read)
+    names = of_split(files, files.find(*_MARKS), split)
+    if len(names) != 1:
+        found = f"{', '.join(names[:5])}; name one of them" if names else "none"
+        raise ValueError(f"{files}: wanted one file of {', '.join(_MARKS)}, found {found}")
+    return records_of(files, names[0], read)
 
 
 def _record(row: dict[str, Any], key: str, find: Find, options: Mapping[str, str]) -> Record:
+    def picture(path: Any) -> MediaRef:
+        return annotated(find("image", path), row.get("width"), row.get("height"))
+
     match row:
         case {"target": dict(target), "conversations": [*said]}:  # what its programs hand on
             return _native(row, key, find, said, target)
         case {"img_path": str(path), "expression": str(text), "bbox": [*box]}:  # REC_*, GC_*
-            return Record(key, {"expressions": [text], "boxes": [box]}, (find("image", path),))
+            return Record(key, {"expressions": [text], "boxes": [box]}, (picture(path),))
         case {"img_path": str(path), "caption": str(text)}:  # CAP_*
             return Record(key, {"captions": [text]}, (find("image", path),))
         case {"image_id": number, "sentence": str(text), "boxes": [*boxes], "boxes_seq": [*places]}:  # CWB_flickr30k_*
             facts = _spotted(text, boxes, places)
-            return Record(key, facts | {"image_id": number}, (find("image", f"{number}.jpg"),))
+            return Record(key, facts | {"image_id": number}, (picture(f"{number}.jpg"),))
         case {"img_path": str(path), "cot_with_ans": str(), "boxes": [*boxes]}:  # GPT4GEN_*
-            return Record(key, _reasoned(row, boxes, options), (find("image", path),))
+            return Record(key, _reasoned(row, boxes, options), (picture(path),))
         case {"file_path": str(path), "question": str(text), "candidates": [*boxes], "answer": [*box]}:  # v7w_*
             if box not in boxes:
                 raise SampleError("no answer", f"{box} is none of the candidates {boxes!r:.200}")
             facts = {"question": text, "candidates": boxes, "answer": boxes.index(box)}
-            return Record(key, facts, (find("image", path),))
+            return Record(key, facts, (picture(path),))
         case {"file_path": str(path), "bbox": [*box], "point": [*point], "answer": str(answer)}:  # pointQA_*
             asked = row.get("question", row.get(_QUESTIONS[_choice(options, "question", tuple(_QUESTIONS))]))
             region = {"point": point} if _choice(options, "region", ("point", "box")) == "point" else {"box": box}
             facts = {"question": asked, "answers": [answer], "regions": [{"media": 0, **region}]}
-            return Record(key, facts, (find("image", path),))
+            return Record(key, facts, (picture(path),))
         case {"question": str(text), "annotation": {"multiple_choice_answer": str(answer)}}:  # v2_OpenEnded_*
             item = find("image", row.get("image_path", row.get("image_id")))
             return Record(key, {"question": text, "answers": [answer]}, (item,))
@@ -162,7 +172,8 @@ def _native(row: dict[str, Any], key: str, find: Find, said: list[Any], target: 
                 turns.append({"role": "user" if role == "human" else "assistant", "parts": parts})
             case _:
                 raise SampleError("unreadable turn", f"{turn!r:.200}")
-    return Record(key, {"turns": turns}, (find("image", row.get("image")),))
+    item = annotated(find("image", row.get("image")), target.get("width"), target.get("height"))
+    return Record(key, {"turns": turns}, (item,))
 
 
 SOURCES = {

@@ -9,6 +9,7 @@ from typing import Any
 from mmchat.conversation import Record
 from mmchat.errors import SampleError
 from mmchat.sources.files import Files
+from mmchat.sources.rows import UNREADABLE, problem
 from mmchat.sources.source import Source
 
 # SLURP's own names of its splits, whose files are the annotators' words in jsonl.
@@ -42,19 +43,20 @@ def read_speech_commands(files: Files, split: str, options: Mapping[str, str]) -
     What neither list names is for training. A speaker is in one split only, which the lists see to; a recording of a
     speaker who is in an earlier list too is refused. _background_noise_ is no word, and is left out.
     """
-    lists = {
-        name: set(files.text(files.one(f"{name}_list.txt", f"*/{name}_list.txt")).split())
-        for name in ("validation", "testing")
-    }
+    lists = {}
+    for part in ("validation", "testing"):
+        if not (found := files.beside(f"{part}_list.txt", f"*/{part}_list.txt")):
+            raise ValueError(f"{files} has no {part}_list.txt")
+        lists[part] = set(files.text(found[0]).split())
     held_out = {"testing": _speakers(lists["testing"]), "validation": _speakers(lists["validation"])}
     part = {"val": "validation", "test": "testing"}.get(split, split)
     if part not in ("train", "validation", "testing"):
         raise ValueError(f"Speech Commands has the splits train, validation and testing, not {split}")
-    for name in files.find("*/*_nohash_*.wav", "*/*/*_nohash_*.wav"):
+    for name in files.beside("*/*_nohash_*.wav", "*/*/*_nohash_*.wav"):
         path = PurePosixPath(name)
         short = f"{path.parent.name}/{path.name}"
-        found = next((one for one, members in lists.items() if short in members), "train")
-        if found != part or path.parent.name == "_background_noise_":
+        listed = next((one for one, members in lists.items() if short in members), "train")
+        if listed != part or path.parent.name == "_background_noise_":
             continue
         speaker = path.name.partition("_")[0]
         others = [one for one, speakers in held_out.items() if one != part and speaker in speakers]
@@ -83,8 +85,8 @@ def read_slurp(files: Files, split: str, options: Mapping[str, str]) -> Iterator
     for number, row in enumerate(files.rows(name)):
         try:
             yield from _slurp_records(row, files, microphone)
-        except SampleError as error:
-            yield SampleError(error.reason, f"{name} row {number}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, f"{name} row {number}")
 
 
 def _slurp_records(row: Any, files: Files, microphone: str) -> Iterator[Record | SampleError]:

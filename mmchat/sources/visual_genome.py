@@ -16,7 +16,7 @@ from mmchat.errors import SampleError
 from mmchat.sources.coco import Target, picture_record
 from mmchat.sources.files import Files
 from mmchat.sources.refcoco import LEAK, checked_box, evaluation_images
-from mmchat.sources.rows import GROUPED, grouped, is_grouped
+from mmchat.sources.rows import GROUPED, UNREADABLE, annotated, grouped, is_grouped, problem
 from mmchat.sources.source import Source
 
 
@@ -35,6 +35,10 @@ class _Picture:
             raise SampleError("unreadable box", f"wanted x, y, width and height, found {found}")
         return checked_box(found, self.width, self.height)
 
+    @property
+    def item_with_size(self) -> MediaRef:
+        return annotated(self.item, self.width, self.height)
+
     def error(self, error: SampleError) -> SampleError:
         return SampleError(error.reason, f"image {self.number}: {error.detail}")
 
@@ -50,7 +54,7 @@ def read_regions(files: Files, split: str, options: Mapping[str, str]) -> Iterat
             except SampleError as error:
                 yield picture.error(error)
         if targets:
-            yield picture_record(f"{picture.number}", targets, picture.item, {"image_id": picture.number})
+            yield picture_record(f"{picture.number}", targets, picture.item_with_size, {"image_id": picture.number})
 
     return _read(files, split, options, "region_descriptions.json", "regions", records)
 
@@ -77,7 +81,7 @@ def read_objects(files: Files, split: str, options: Mapping[str, str]) -> Iterat
         yield from unusable.values()
         targets = [{"expressions": [name], "boxes": boxes[name]} for name in boxes if name not in unusable]
         if targets:
-            yield picture_record(f"{picture.number}", targets, picture.item, {"image_id": picture.number})
+            yield picture_record(f"{picture.number}", targets, picture.item_with_size, {"image_id": picture.number})
 
     return _read(files, split, options, "objects.json", "objects", records)
 
@@ -124,7 +128,10 @@ def _read(
     if split != "train":
         raise ValueError(f"Visual Genome has no splits, found {split}: wanted train, which is all but what leak names")
     images: dict[int, tuple[int, int, int | None]] = {}
-    for row in files.rows(files.one("image_data.json")):
+    sizes = files.beside("image_data.json")
+    if not sizes:
+        raise ValueError(f"{files} has no image_data.json beside its annotations, which has the sizes of the pictures")
+    for row in files.rows(sizes[0]):
         match row:
             case {"width": int(width), "height": int(height)} if (number := _number(row)) is not None:
                 images[number] = (width, height, row.get("coco_id"))
@@ -143,8 +150,8 @@ def _read(
             if coco_id in held_out:
                 raise SampleError("image of an evaluation split", f"image {number}, of COCO {coco_id}")
             yield from records(row[key], _Picture(number, width, height, genome_picture(files, number)))
-        except SampleError as error:
-            yield SampleError(error.reason, f"{name}: {error.detail}")
+        except UNREADABLE as error:
+            yield problem(error, name)
 
 
 def genome_picture(files: Files, image: Any) -> MediaRef:

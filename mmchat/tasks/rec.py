@@ -32,8 +32,10 @@ class REC:
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
         turns: list[Turn] = []
         for expressions, boxes in targets(record, rng):
-            question: list[Part] = [rng.choice(PROMPTS).replace("{}", rng.choice(expressions))]
-            turns.append(Turn("user", (*([] if turns else record.media), *question)))
+            prompt, expression = rng.choice(PROMPTS), rng.choice(expressions)
+            # The prompt has marks of its own: not "Find a man..".
+            question = prompt.replace("{}", expression.rstrip(" .!?,;:") or expression)
+            turns.append(Turn("user", (*([] if turns else record.media), question)))
             turns.append(Turn("assistant", tuple(region_parts(boxes)) or (NOTHING,)))
         return Conversation(tuple(turns))
 
@@ -55,9 +57,14 @@ def targets(record: Record, rng: random.Random) -> list[tuple[list[str], list[Bo
 
 def region_parts(boxes: Sequence[Box]) -> list[Part]:
     """The boxes, a blank apart."""
+    return spaced([Region(0, box=box) for box in boxes])
+
+
+def spaced(regions: Sequence[Region]) -> list[Part]:
+    """The regions, a blank apart."""
     parts: list[Part] = []
-    for box in boxes:
-        parts += [*([" "] if parts else []), Region(0, box=box)]
+    for region in regions:
+        parts += [*([" "] if parts else []), region]
     return parts
 
 

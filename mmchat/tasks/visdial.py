@@ -14,6 +14,7 @@ from mmchat.conversation import Conversation, Record, Turn
 from mmchat.errors import SampleError
 from mmchat.tasks.facts import text_of
 from mmchat.tasks.text_score import references, score_texts
+from mmchat.tasks.vqa import asked
 
 OPENINGS = ("Here is what is known: {}", "It was described so: {}", "The caption says: {}", "Caption: {}")
 
@@ -26,7 +27,7 @@ class VisDial:
         opening = rng.choice(OPENINGS).format(caption.strip()) + "\n"
         turns = []
         for number, one in enumerate(rounds):
-            question = f"{one['question'].rstrip().removesuffix('?').rstrip()}?"  # VisDial's questions have no mark
+            question = asked(one["question"])  # VisDial's questions have no mark
             turns.append(Turn("user", (*record.media, opening + question) if number == 0 else (question,)))
             if "answer" in one:
                 turns.append(Turn("assistant", (one["answer"],)))

@@ -126,13 +126,32 @@ def _pack_plan(lane: int, packer: LanePacker) -> PackPlan:
 def print_plan(
     config: RunConfig, stages: Sequence[StageConfig], seconds: float, ranks: int | None, json_file: str | None
 ) -> None:
-    """Prints the plan of each stage, and writes all of them to a file. Raises as plan_stage() does."""
+    """Prints the plan of each stage, and writes all of them to a file. Raises as plan_stage() does.
+
+    Every stage's shards are looked for before the first is planned.
+    """
+    if json_file:
+        check_writable(Path(json_file), "--plan-json")
+    mixtures = [Mixture(stage.data, config.cache) for stage in stages]
     plans = []
-    for stage in stages:
-        plans.append(plan_stage(config, stage, seconds, ranks))
+    for stage, mixture in zip(stages, mixtures, strict=True):
+        plans.append(plan_stage(config, stage, seconds, ranks, mixture))
         print(plan_table(plans[-1]), end="\n\n", flush=True)
     if json_file:
         Path(json_file).write_text(json.dumps({"run": config.run, "stages": plans}, indent=1) + "\n")
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Makes the folders of a file that is written when long work is done. Raises ValueError if it cannot be written."""
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_new or not path.is_fifo():  # opening a pipe waits for its reader
+            path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{option} {path} cannot be written: {error.strerror}; name another file") from error
 
 
 class _Totals:
@@ -157,19 +176,21 @@ class _Totals:
                 self.largest[what] = (step, pack)
 
     def scale(self, factor: float) -> None:
-        """From the packs that were planned to all."""
+        """From the packs that were planned to all; not of `sources`, which are drawn by weight."""
         self.flops *= factor
         self.media = Counter({key: round(count * factor) for key, count in self.media.items()})
-        self.sources = Counter({key: round(count * factor) for key, count in self.sources.items()})
         self.reasons = Counter({key: round(count * factor) for key, count in self.reasons.items()})
 
 
-def plan_stage(config: RunConfig, stage: StageConfig, seconds: float, ranks: int | None = None) -> dict[str, Any]:
+def plan_stage(
+    config: RunConfig, stage: StageConfig, seconds: float, ranks: int | None = None, mixture: Mixture | None = None
+) -> dict[str, Any]:
     """A stage's plan, as JSON.
 
     Args:
         seconds: time for planning packs. Where all steps do not fit, totals are extrapolated from the first ones.
         ranks: of the memory estimate; None: the usual numbers that divide the lanes.
+        mixture: the stage's; None: it is opened here.
     Raises:
         ValueError: the configuration or the data cannot be used. RuntimeError: a lane has nothing but bad samples.
     """
@@ -180,7 +201,8 @@ def plan_stage(config: RunConfig, stage: StageConfig, seconds: float, ranks: int
             f"stage {stage.name}: batch.lanes {batch.lanes} must be a multiple of ranks x packs_per_micro_batch "
             f"({ranks} x {joined})"
         )
-    template, mixture = build_template(config), Mixture(stage.data, config.cache)
+    mixture = mixture or Mixture(stage.data, config.cache)  # what is missing here shows before a hub is asked
+    template = build_template(config)
     model = skeleton(config.model, getattr(torch, stage.dtype))
     parts = select(model, stage, config.model.fusion.kind == "full")
 
@@ -198,7 +220,8 @@ def plan_stage(config: RunConfig, stage: StageConfig, seconds: float, ranks: int
             said = now
             left = min(seconds - (now - started), (now - started) / done * (stage.steps - done))
             print(f"{stage.name}: planned {done} of {stage.steps} steps, {duration(left)} left", file=sys.stderr)
-    totals.scale(stage.steps / done)
+    factor = stage.steps / done
+    totals.scale(factor)
 
     micro_batches = [_micro_batch(pack, joined) for _, pack in totals.largest.values()]
     kept = activations(model, stage, micro_batches, config.model.llm.gradient_checkpointing)
@@ -207,7 +230,7 @@ def plan_stage(config: RunConfig, stage: StageConfig, seconds: float, ranks: int
         "steps": stage.steps,
         "steps_planned": done,
         "is_exact": done == stage.steps,
-        **_consumed(config, stage, mixture, totals),
+        **_consumed(config, stage, mixture, totals, factor),
         "parts": [{"name": p.name, "parameters": p.num_parameters, "learns": p.rate is not None} for p in parts],
         "memory": [{"ranks": n, **model_state(stage, parts, n), **kept} for n in fitting],
         "flops": totals.flops,
@@ -227,14 +250,28 @@ def _micro_batch(pack: PackPlan, joined: int) -> MicroBatch:
     return MicroBatch(pack.size("tokens") * joined, media)
 
 
-def _consumed(config: RunConfig, stage: StageConfig, mixture: Mixture, totals: _Totals) -> dict[str, Any]:
-    """The samples and media of the plan: in all, by source, by modality, by reason, and of the largest packs."""
+def _consumed(
+    config: RunConfig, stage: StageConfig, mixture: Mixture, totals: _Totals, factor: float
+) -> dict[str, Any]:
+    """The samples and media of the plan: in all, by source, by modality, by reason, and of the largest packs.
+
+    factor: all steps to those planned. Where that is more than 1, a source's samples follow from its weight, and its
+    tokens from the samples of it that were planned; they are None where there were none.
+    """
     whats = ("samples", "left_out", "tokens", "learned")
-    sums = {what: sum(n for (_, w), n in totals.sources.items() if w == what) for what in whats}
+    sums = {what: round(factor * sum(n for (_, w), n in totals.sources.items() if w == what)) for what in whats}
     sources = []
     for source, sizes, weight in zip(stage.data, mixture.sources, mixture.weights, strict=True):
-        counts = {what: totals.sources[source.name, what] for what in whats}
-        epochs = (counts["samples"] + counts["left_out"]) / sizes.num_samples
+        planned = {what: totals.sources[source.name, what] for what in whats}
+        counts: dict[str, int | None] = {**planned}
+        drawn: float = planned["samples"] + planned["left_out"]
+        if factor > 1:
+            expected = weight * (sums["samples"] + sums["left_out"])
+            counts = {what: round(n * expected / drawn) if drawn else None for what, n in planned.items()}
+            if not drawn:
+                counts["samples"] = round(expected)
+            drawn = expected
+        epochs = drawn / sizes.num_samples
         facts = {"name": source.name, "task": source.task, "weight": weight, "in_shards": sizes.num_samples}
         sources.append({**facts, **counts, "epochs": epochs})
     return {
@@ -259,19 +296,21 @@ def _consumed(config: RunConfig, stage: StageConfig, mixture: Mixture, totals: _
 def _warnings(stage: StageConfig, plan: dict[str, Any], parts: Sequence[Part], model: MMChat) -> list[str]:
     found = []
     for source in plan["sources"]:
-        name, drawn = source["name"], source["samples"] + source["left_out"]
+        name, left_out = source["name"], source["left_out"] or 0
+        drawn = source["samples"] + left_out
         if source["epochs"] > MANY_EPOCHS:
             found.append(f"{name}: drawn {source['epochs']:.1f} times over; lower its weight or steps, or add data")
         if not drawn:
             found.append(f"{name}: never drawn; raise its weight")
-        elif source["left_out"] > stage.bad_samples * drawn:
+        elif left_out > stage.bad_samples * drawn:
             found.append(
-                f"{name}: {source['left_out']:,} of {drawn:,} samples left out ({source['left_out'] / drawn:.1%}); "
+                f"{name}: {left_out:,} of {drawn:,} samples left out ({left_out / drawn:.1%}); "
                 f"bad_samples: {stage.bad_samples:g} tolerates less, and the run may stop"
             )
-        if source["samples"] and source["learned"] < FEW_LEARNED * source["tokens"]:
+        if source["tokens"] and source["learned"] < FEW_LEARNED * source["tokens"]:
             found.append(f"{name}: only {source['learned'] / source['tokens']:.2%} of its tokens are learned")
-    for part in parts:
+    unseen = any(source["tokens"] is None for source in plan["sources"])
+    for part in [] if unseen else parts:  # a source of which nothing was planned may hold any modality
         kind, _, modality = part.name.partition(".")
         if part.rate is None or kind not in ("connectors", "encoders"):
             continue

@@ -23,7 +23,7 @@ MEMORY_LINES = {
 
 def plan_table(plan: dict[str, Any]) -> str:
     """The text of what plan_stage() returned."""
-    about = "" if plan["is_exact"] else "~"
+    about, at_least, of_planned = ("", "", "") if plan["is_exact"] else ("~", ", at least", " of the planned steps")
     how = "exact: every pack was planned"
     if not plan["is_exact"]:
         how = f"~: first {plan['steps_planned']:,} of {plan['steps']:,} steps, extrapolated"
@@ -34,14 +34,16 @@ def plan_table(plan: dict[str, Any]) -> str:
         f"{'tokens':>15} {'learned':>7}",
     ]
     for row in plan["sources"]:
+        epochs = format(row["epochs"], ".2f" if row["epochs"] < 999 else ",.0f")
         lines.append(
             f"{_cut(row['name'], 18):<18} {_cut(row['task'], 9):<9} {row['weight']:>6.1%} {row['in_shards']:>10,} "
-            f"{about + format(row['samples'], ','):>12} {row['left_out']:>8,} {row['epochs']:>7.2f} "
-            f"{about + format(row['tokens'], ','):>15} {row['learned'] / max(1, row['tokens']):>7.1%}"
+            f"{about + format(row['samples'], ','):>12} {_count(row['left_out'], about):>8} "
+            f"{about + epochs:>7} {_count(row['tokens'], about):>15} "
+            + ("      ?" if row["tokens"] is None else f"{row['learned'] / max(1, row['tokens']):>7.1%}")
         )
     lines.append(
         f"{'all':<28} {'':>6} {sum(row['in_shards'] for row in plan['sources']):>10,} "
-        f"{about + format(plan['samples'], ','):>12} {plan['left_out']:>8,} {'':>7} "
+        f"{about + format(plan['samples'], ','):>12} {_count(plan['left_out'], about):>8} {'':>7} "
         f"{about + format(plan['tokens'], ','):>15} {plan['learned'] / max(1, plan['tokens']):>7.1%}"
     )
     lines += [f"left out: {about}{count:,}, {reason}" for reason, count in plan["left_out_by_reason"].items()]
@@ -59,7 +61,7 @@ def plan_table(plan: dict[str, Any]) -> str:
     for what, pack in plan["largest"].items():
         if pack[what]:
             where = f"{pack['tokens']:,} tokens, {pack['patches']:,} patches, step {pack['step']}, lane {pack['lane']}"
-            lines.append(_cut(f"most {what} in a pack: {where}: {', '.join(pack['samples'])}", WIDTH))
+            lines.append(_cut(f"most {what} in a pack{of_planned}: {where}: {', '.join(pack['samples'])}", WIDTH))
     lines.append("")
 
     lines.append(f"{'part':<20} {'parameters':>16}")
@@ -68,13 +70,15 @@ def plan_table(plan: dict[str, Any]) -> str:
     lines.append("")
 
     columns, when = plan["memory"], plan["time"]
-    lines.append(f"{'memory of a rank (estimate), by ranks':<40}" + "".join(f"{c['ranks']:>12}" for c in columns))
+    lines.append(f"{'memory of a rank (estimate), by ranks':<48}" + "".join(f"{c['ranks']:>12}" for c in columns))
     for key, said in MEMORY_LINES.items():
         if key in columns[0]:
-            lines.append(f"{said:<40}" + "".join(f"{_bytes(column[key]):>12}" for column in columns))
+            said += at_least if key.endswith("_activations") else ""  # a pack to come may be larger
+            lines.append(f"{said:<48}" + "".join(f"{_bytes(column[key]):>12}" for column in columns))
     unknown = any(value is None for value in columns[0].values())
     totals = [sum(value or 0 for key, value in column.items() if key != "ranks") for column in columns]
-    lines.append(f"{'sum' + ' of what is known' * unknown:<40}" + "".join(f"{_bytes(total):>12}" for total in totals))
+    said = "sum" + " of what is known" * unknown + at_least
+    lines.append(f"{said:<48}" + "".join(f"{_bytes(total):>12}" for total in totals))
     lines += [
         "Not in it: temporary buffers (of frozen encoders too), fragmentation, the GPU's own context",
         "",
@@ -94,6 +98,10 @@ def _si(value: float, unit: str) -> str:
             break
         value /= 1000
     return f"{value:.3g} {prefix}{unit}"
+
+
+def _count(value: int | None, about: str) -> str:
+    return "?" if value is None else f"{about}{value:,}"
 
 
 def _bytes(value: int | None) -> str:

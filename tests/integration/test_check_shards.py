@@ -27,6 +27,7 @@ from PIL import Image
 from data_prep import check_shards
 from data_prep.make_shards import media_header
 from data_prep.progress import Progress
+from mmchat import storage
 from mmchat.conversation import MediaRef, Record
 from mmchat.data.check import ShardChecker
 from mmchat.data.mixture import Mixture
@@ -35,6 +36,7 @@ from mmchat.data.shard_writer import write_shards
 from mmchat.data.shards import index_path
 from tests import runs, tiny
 from tests.integration.test_faults import _members, _tar
+from tests.range_server import serving
 
 
 def pictures(count: int, seed: int = 0, first: int = 0) -> list[Record]:
@@ -282,6 +284,49 @@ def test_boxes_that_no_task_reads_yet(tmp_path: Path) -> None:
     assert status == 0 and found(report, "warning") == {"inverted region": 1}
 
 
+@pytest.mark.parametrize("box", [None, "box", [1, 2, 3], [1, 2, "x", 4], [1, 2, 3, 10**400], {"x": 1}, 7])
+def test_boxes_that_are_none_are_said_and_stop_nothing(tmp_path: Path, box: object) -> None:
+    facts = {"caption": "x", "notes": [{"box": box}, {"box": [1, 1, 2, 2], "media": 10**400}]}
+    (path,) = write(tmp_path / "a", [Record("a", facts, pictures(1)[0].media)])
+    status, report = check(tmp_path, path, "--task", "caption")
+    assert status == 0 and found(report) == {"unreadable region": 1}
+    assert report["findings"][0]["examples"][0]["key"] == "a"
+
+
+def test_what_data_says_cannot_move_the_cursor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = [Record("a", {"caption": "x", "notes": {"box": "\x1b[31m\u202e"}}, pictures(1)[0].media)]
+    write(tmp_path / os.fsdecode(b"odd\xff\x1b[2J"), records)
+    index_path(next(tmp_path.glob("odd*/*.tar"))).unlink()
+    status, report = check(tmp_path, tmp_path)
+    assert (status, report) == (2, {})  # no shards lie in it
+    status, report = check(tmp_path, next(tmp_path.glob("odd*")))
+    assert status == 1 and found(report) == {"no index": 1, "unreadable region": 1}
+    out = capsys.readouterr().out
+    assert "\\udcff\\x1b[2J" in out and all(char.isprintable() or char == "\n" for char in out)
+    assert "\udcff\x1b[2J" in report["findings"][0]["examples"][0]["shard"]
+
+
+def test_a_reader_that_has_read_enough(tiny_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "a", pictures(2))
+    command = [sys.executable, "data_prep/check_shards.py", str(tmp_path / "a"), "--json", str(tmp_path / "x.json")]
+    process = subprocess.Popen(
+        command, cwd=tiny.ROOT, env=runs.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 0
+    assert json.loads((tmp_path / "x.json").read_text())["errors"] == 0
+
+
+def test_a_terminal_of_another_encoding(tiny_folder: Path, tmp_path: Path) -> None:
+    write(tmp_path / "ü→", pictures(1))
+    command = [sys.executable, "data_prep/check_shards.py", str(tmp_path / "ü→"), "--json", str(tmp_path / "x.json")]
+    environment = runs.ENVIRONMENT | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0 and "ü\\u2192: 1 shards".encode("latin-1") in done.stdout, done.stderr
+    assert any("ü→" in name for name in json.loads((tmp_path / "x.json").read_text())["sources"])
+
+
 def test_it_says_why_it_could_not_run(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = write(tmp_path / "a", pictures(1))
     for arguments, expected in [
@@ -293,7 +338,8 @@ def test_it_says_why_it_could_not_run(tiny_folder: Path, tmp_path: Path, capsys:
     ]:
         assert check_shards.main([*map(str, arguments), "--workers", "1"]) == 2
         assert expected in capsys.readouterr().err
-    for arguments in ([], ["--config", "configs/tiny.yaml", "--task", "instruct"], [path, "--json", "/no/such/x.json"]):
+    for arguments in ([], ["--config", "configs/tiny.yaml", "--task", "instruct"], [path, "--json", "/no/such/x.json"],
+                      [path, "--json", tmp_path], [path, "--workers", "0"], [path, "--workers", "-1"]):  # fmt: skip
         with pytest.raises(SystemExit) as ended:
             check_shards.main(list(map(str, arguments)))
         assert ended.value.code == 2
@@ -306,7 +352,7 @@ def test_progress_says_rate_and_time_left(
     monkeypatch.setattr(check_shards, "Progress", partial(Progress, every_s=0.0))
     assert check(tmp_path, tmp_path / "a")[0] == 0
     lines = capsys.readouterr().err.splitlines()
-    assert re.match(r"12 samples, [\d,]+ a second, .* \d+% of the source, about 0:00:00 left", lines[-1]), lines
+    assert re.match(r"12 samples, [\d,]+ a second, .* \d+% of all shards, about 0:00:00 left", lines[-1]), lines
 
 
 def test_a_killed_process_is_said(
@@ -326,8 +372,32 @@ def test_shards_behind_urls(tmp_path: Path) -> None:
         assert status == 0 and not report["findings"] and report["sources"][url.rpartition("/")[0]]["samples"] == 3
     index_path(path).unlink()
     status, report = check(tmp_path, url)
-    assert status == 1 and found(report) == {"unusable index": 1}
+    assert status == 1 and found(report) == {"no index": 1}
     assert next(iter(report["sources"].values()))["samples"] == 3
+
+
+def test_shards_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(storage, "RETRY_DELAYS_S", (0.01, 0.01))
+    write(tmp_path / "a", pictures(2))
+    with serving(tmp_path / "a") as server:
+        for options in ([], ["--deep"]):
+            status, report = check(tmp_path, f"{server.url}/none.tar", *options)
+            assert status == 1 and found(report) == {"no such shard": 1}
+        assert not capsys.readouterr().err
+        server.fail["/000000.tar.index.jsonl"] = [503] * 40
+        status, report = check(tmp_path, f"{server.url}/000000.tar", "--deep")
+        assert status == 1 and found(report) == {"unreachable shard": 1}
+    capsys.readouterr()
+    status, report = check(tmp_path, "http://127.0.0.1:9/a.tar", "--deep")  # nobody listens there
+    assert status == 1 and found(report) == {"unreachable shard": 1}
+    assert capsys.readouterr().err.count("Trying again") == 2, "asked once, with its two retries"
+    blocks = tmp_path / "file"
+    blocks.write_text("x")
+    monkeypatch.setattr(check_shards, "CacheConfig", partial(storage.CacheConfig, folder=str(blocks)))
+    assert check(tmp_path, "http://127.0.0.1:9/a.tar") == (2, {})
+    assert f"cache.folder {blocks} cannot be used" in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_it_cleanly(tiny_folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -418,7 +419,7 @@ def test_text_for_a_terminal(config_file, capsys, monkeypatch):
     assert "[image 0: 16 tokens]" in plain and "frames at 0.12, 0.38" in plain
     assert "region 1: box on item 0" in plain and "(30.0, 20.0, 90.0, 60.0) [0.250,0.333,0.750,0.667]" in plain
     assert "mute: nothing to learn" in plain
-    assert len(re.findall(r"[█▒]+·* +\d+ samples, \d+ tokens", plain)) == 2
+    assert len(re.findall(r"[#=]+\.* +\d+ samples, \d+ tokens", plain)) == 2
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert inspect_shards.main(command) == 0
     coloured = capsys.readouterr().out
@@ -447,6 +448,69 @@ def test_a_sample_that_would_stop_the_run_is_shown_as_one(config_file, tmp_path,
     said = capsys.readouterr().out
     assert "made#0: stops the run: ValueError" in said and said.count("points outside of its shard") == 2
     assert "»high<|im_end|>«" in said, "the others are shown all the same"
+
+
+ESCAPE = "\x1b[2J"
+
+
+@pytest.fixture
+def odd_config(config_file, tmp_path) -> Path:
+    """Captions whose objects cannot be drawn, and which a terminal would obey."""
+    picture = boxed_picture()
+    boxes = {"null": [None, 2, 3, 4], "text": ["left", 2, 3, 4], "huge": [10**400, 2, 3, 4], "short": [1, 2]}
+    records = [
+        Record(name, {"caption": "red", "objects": [{"label": ESCAPE, "box": box}]},
+               (MediaRef("image", picture),))
+        for name, box in (boxes | {"good": [1, 2, 30, 40]}).items()
+    ]  # fmt: skip
+    records.append(Record("none", {"caption": 7, "note": ESCAPE}, (MediaRef("image", picture),)))
+    assert write_shards(records, tmp_path / "shards", header_of=media_header).num_samples == 6
+    values = yaml.safe_load(config_file.read_text())
+    values["stages"][0]["data"] = [{"name": f"odd{ESCAPE}", "task": "caption", "shards": str(tmp_path / "shards")}]
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "odd.yaml"
+
+
+def test_objects_that_cannot_be_drawn_are_noted(odd_config, capsys):
+    assert inspect_shards.main(["--config", str(odd_config), "--text", "--out", str(odd_config.parent / "p.html")]) == 0
+    said, html = capsys.readouterr().out, (odd_config.parent / "p.html").read_text()
+    for text in (said, html):
+        assert text.count("unreadable region in the facts: 1 not drawn, the first: ") == 4
+        assert text.count("in the facts, not said") == 1
+    assert "\x1b" not in said and "=== odd\ufffd[2J: task caption" in said
+    assert "on item 0 \ufffd[2J (1.0, 2.0, 30.0, 40.0)" in said
+
+
+def test_a_terminal_of_ascii_gets_all(odd_config):
+    command = [sys.executable, "data_prep/inspect_shards.py", "--config", str(odd_config), "--text", "--no-media"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tiny.ROOT, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"\\xbbred<|im_end|>\\xab" in done.stdout and b"\x1b" not in done.stdout + done.stderr
+
+
+def test_damage_that_nobody_foresaw_is_refused_with_its_reason(config_file, monkeypatch, capsys):
+    def damaged(*_):
+        raise KeyError("width")
+
+    monkeypatch.setattr("data_prep.inspect_samples._marks", damaged)
+    monkeypatch.setattr(LanePacker, "next", damaged)
+    assert inspect_shards.main(["--config", str(config_file), "--text", "--packs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "attack: stops the run: KeyError: 'width'" in said and "\n    KeyError: 'width'" in said
+
+
+def test_long_samples_are_shown_cut(config_file, monkeypatch, capsys):
+    monkeypatch.setattr("data_prep.inspect_samples.MAX_TOKENS", 5)
+    assert inspect_shards.main(["--config", str(config_file), "--text", "--packs", "0"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\nthe first 5 of \d+ tokens are shown\n", said) and "<|im_end|>" not in said
+
+
+@pytest.mark.parametrize("out", [".", "/proc/none/page.html"])
+def test_what_cannot_be_written_is_said_before_the_work(out, tmp_path, capsys):
+    assert inspect_shards.main(["--config", str(tmp_path / "not looked at"), "--out", out]) == 1
+    assert f"--out {out} cannot be written: " in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error(config_file):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.make_shards import FEW, files_of, measure, write_pictures, write_rows
 from data_prep import make_shards
-from data_prep.journal import Journal
+from data_prep.journal import locked
+from mmchat.conversation import Record
+from mmchat.data.shard_writer import cut_chunks
 from mmchat.data.shards import index_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -92,10 +97,11 @@ def test_a_stopped_run_is_continued(source: Path, whole: dict[str, str], tmp_pat
 
 
 def test_one_run_at_a_time(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = {"task": "instruct"}
-    with Journal(tmp_path / "out", asked):
+    with locked(tmp_path / "out"):
+        (tmp_path / "out" / ".work").mkdir()
         assert make(source, tmp_path / "out") == 1
     assert "another process is writing" in capsys.readouterr().err
+    assert (tmp_path / "out" / ".work").is_dir(), "what the other run copied is not touched"
 
 
 def test_a_killed_worker_is_an_error_that_can_be_continued(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
@@ -158,6 +164,103 @@ def test_a_source_that_changed_is_refused(source: Path, tmp_path: Path, capsys: 
     (copy / "rows.jsonl").write_text(rows.replace('"row-150"', '"row-999"'))
     (out / "000009.tar").unlink()
     assert make(copy, out) == 1 and "shard 1 in" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_it_did_not_look_again(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(source / "rows.jsonl", tmp_path)
+    assert make(tmp_path, tmp_path / "out") == 0
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows.replace("row-15", "row-99"))
+    capsys.readouterr()
+    assert make(tmp_path, tmp_path / "out") == 0
+    assert "SOURCE was not read again (remove" in capsys.readouterr().out
+
+
+def test_keys_are_unique_in_the_whole_source_however_it_is_cut(tmp_path: Path) -> None:
+    keys = [f"{i:05d}" for i in range(20_000)]
+    repeated = [*keys, "00007", "19999", "new"]
+    for size in (7, 30_000):
+        chunks = list(cut_chunks((Record(key, {}) for key in repeated), size))
+        assert [record.key for chunk in chunks for record in chunk.records] == [*keys, "new"]
+        assert sum(chunk.skipped.problems["duplicate key"] for chunk in chunks) == 2
+
+
+def test_a_damaged_journal(source: Path, whole: dict[str, str], tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert make(source, out) == 0
+    journal = out / ".make_shards.jsonl"
+    data = journal.read_bytes()
+    lines = data.splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:5], b"\0\xff\0\n", *lines[6:]]))
+    assert make(source, out) == 0 and files_of(out) == whole
+    said = capsys.readouterr()
+    assert "has damaged lines" in said.err and "made 100 samples" in said.out
+    journal.write_bytes(b"\0\xff\n" + data)
+    assert make(source, out) == 1
+    assert f"line 1 is damaged, as by a power cut, so what was asked is not known: remove {out}" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_utf8_cannot_say_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / os.fsdecode(b"m\xfcll")
+    folder.mkdir()
+    good = '{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "x"}]}'
+    bad = good.replace("x", r"\ud800").replace("?", "<image>").replace("{", r'{"image": "\ud800.jpg", ', 1)
+    (folder / "rows.jsonl").write_text(f"{good}\n{bad}\n")
+    out = folder / "out"
+    assert make(folder, out) == 0 and make(folder, out) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert (report["num_samples"], report["num_skipped"]) == (1, 1)
+    assert report["asked"]["source"] == str(folder / "rows.jsonl")
+
+
+def test_copies_of_compressed_tars(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are gone after an error that ends the run, and a good archive in the place of a bad one is read."""
+    shutil.copy(source / "rows.jsonl", tmp_path)
+    archive, out = tmp_path / "pictures.tar.gz", tmp_path / "out"
+    with tarfile.open(tmp_path / "pictures.tar", "w") as tar:
+        tar.add(source / "pictures", "pictures")
+    whole = (tmp_path / "pictures.tar").read_bytes()
+    (tmp_path / "pictures.tar").unlink()
+    archive.write_bytes(gzip.compress(whole[:-20_480]))
+    assert make(tmp_path, out, "--media", str(archive)) == 1
+    said = capsys.readouterr().err
+    assert f"copying {archive}" in said and f"make_shards: {archive}: " in said and ".work" not in said
+    assert not (out / ".work").exists()
+    archive.write_bytes(gzip.compress(whole))
+    assert make(tmp_path, out, "--media", str(archive)) == 0
+    assert "holds 3,000 samples" in capsys.readouterr().out and not (out / ".work").exists()
+    assert make(tmp_path, out, "--media", str(archive)) == 0
+    assert "copying" not in capsys.readouterr().err, "a finished run opens nothing"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-shard-mb", "inf"], "wanted a number of megabytes above 0, found 'inf'"),
+        (["--max-shard-mb", "nan"], "found 'nan'"),
+        (["--max-shard-mb", "0"], "found '0'"),
+        (["--max-shard-mb", "-3"], "found '-3'"),
+        (["--samples-per-shard", "0"], "wanted a whole number above 0, found '0'"),
+        (["--split", ""], "wanted a name, found nothing"),
+    ],
+)
+def test_options_that_are_refused(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make(source, tmp_path / "out", *options)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_an_out_that_is_a_file(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "out").write_text("")
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        assert make(source, out) == 1
+        assert f"OUT {out} is not a folder, or lies below a file" in capsys.readouterr().err
 
 
 def test_rows_that_the_source_skips_count_where_they_lie(source: Path, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -80,7 +82,31 @@ def test_what_does_not_fit_the_time_is_extrapolated_and_said():
     for what in ("tokens", "learned", "flops"):
         assert first[what] == pytest.approx(exact[what], rel=0.5)
     assert "exact: every pack was planned" in plan_table(exact)
-    assert "~: first 1 of 200 steps, extrapolated" in plan_table(first)
+    table = plan_table(first)
+    assert "~: first 1 of 200 steps, extrapolated" in table
+    for said in ("most tokens in a pack of the planned steps: ", "activations of the LLM, at least", "sum, at least"):
+        assert said in table and said not in plan_table(exact)
+
+
+def test_a_source_not_drawn_yet_is_extrapolated_by_its_weight(tiny_folder, tmp_path):
+    write_shards(tiny.records(4), tmp_path)
+    config = load_config(
+        "configs/tiny.yaml",
+        [
+            "stages.align.data=[{name: a, task: instruct, shards: .cache/tiny/shards, weight: 999}, "
+            f"{{name: rare, task: instruct, shards: {tmp_path}}}]",
+            "stages.align.steps=100000",
+        ],
+    )
+    plan = plan_stage(config, config.stages[0], seconds=0)
+    common, rare = plan["sources"]
+    assert rare["samples"] == pytest.approx(plan["samples"] / 1000, abs=1) and rare["tokens"] is None
+    assert common["samples"] == pytest.approx(plan["samples"] * 0.999, abs=1)
+    assert rare["epochs"] == pytest.approx(plan["samples"] / 1000 / 4)
+    assert len(plan["warnings"]) == 2 and all(" times over; lower its weight" in said for said in plan["warnings"])
+    (row,) = [line for line in plan_table(plan).splitlines() if line.startswith("rare")]
+    assert row.split() == ["rare", "instruct", "0.1%", "4", f"~{rare['samples']:,}", "?", f"~{rare['epochs']:.2f}",
+                           "?", "?"]  # fmt: skip
 
 
 SCRIPT = """
@@ -129,6 +155,10 @@ def test_no_weights_no_gpu_no_checkpoint_folder(tiny_folder, tmp_path):
         (["--ranks=3"], "must be a multiple of ranks x packs_per_micro_batch (3 x 1)"),
         (["--stage=later"], "the stages are"),
         (["model.llm.pretrained=.cache/nowhere"], "model.llm.pretrained: no tokenizer"),
+        # What is missing here shows before the tokenizer is asked for, and in the last stage too.
+        (["stages.instruct.data.tiny.shards=no/*.tar", "model.llm.pretrained=.cache/nowhere"], "no such shards"),
+        (["--plan-json=."], "--plan-json . cannot be written: Is a directory"),
+        (["--plan-json=/proc/none/plan.json"], "--plan-json /proc/none/plan.json cannot be written"),
     ],
 )
 def test_faults_are_named(tiny_folder, monkeypatch, capsys, arguments, said):
@@ -136,6 +166,31 @@ def test_faults_are_named(tiny_folder, monkeypatch, capsys, arguments, said):
     assert train.main() == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan"])
+def test_a_time_that_is_none_is_refused(monkeypatch, capsys, seconds):
+    monkeypatch.setattr(sys, "argv", ["train.py", "configs/tiny.yaml", "--plan", f"--plan-seconds={seconds}"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "--plan-seconds" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("where", ["imports", "packs"])
+def test_a_plan_can_be_stopped(tiny_folder, where):
+    command = [sys.executable, "-X", "importtime"] if where == "imports" else [sys.executable]
+    command += ["train.py", "configs/tiny.yaml", "--plan", "stages.align.steps=1000000", "stages.align.workers=2"]
+    with subprocess.Popen(
+        command, cwd=tiny.ROOT, env=runs.ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        awaited = "torch.version" if where == "imports" else "planned "
+        for line in process.stderr:
+            if awaited in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert "\nstopped\n" in said and "checkpoint" not in said and "Traceback" not in said
 
 
 def test_warnings(tiny_folder, tmp_path):

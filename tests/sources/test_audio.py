@@ -78,3 +78,21 @@ def test_the_word_error_rate_counts_words_of_all_records() -> None:
     records = [Record("a", {"text": "ONE TWO THREE"}), Record("b", {"text": "It's four."})]
     scores = TASKS["transcribe"].score(["one too three!", "it\u2019s four"], records)
     assert scores == {"word_error_rate": pytest.approx(1 / 5), "exact_match": 0.5}
+
+
+def test_a_quote_that_is_never_closed_is_counted(tmp_path: Path) -> None:
+    fixture = FIXTURES["audiocaps"](tmp_path)
+    before, _ = records_of(fixture, "audiocaps")
+    with open(tmp_path / f"{fixture.split}.csv", "a") as file:
+        file.write('9,x,0,"' + "long " * 40_000 + "\n")
+    found = list(read_source("audiocaps", Files(tmp_path), fixture.split))
+    assert [one for one in found if isinstance(one, Record)] == before
+    assert any("field larger than field limit" in str(one) for one in found)
+
+
+def test_a_table_in_latin1_is_named(tmp_path: Path) -> None:
+    FIXTURES["clotho"](tmp_path)
+    table = tmp_path / "clotho_captions_evaluation.csv"
+    table.write_bytes(table.read_text("utf-8").encode("latin-1"))
+    with pytest.raises(ValueError, match=r"clotho_captions_evaluation.csv in .* is not in UTF-8"):
+        list(read_source("clotho", Files(tmp_path), "test"))

@@ -312,7 +312,7 @@ def test_hf_dataset(tmp_path: Path, name: str) -> None:
     assert [record.media[-1].read() for record in good] == [picture(i) for i in range(4)]
     assert said(good[2])[0][1] == ["audio", "image", "'What is it?'"]
     assert len(list(read_source("hf_dataset", Files(tmp_path), "test"))) == (1 if name == "hf_dataset" else 2)
-    with pytest.raises(ValueError, match=r"holds none of other/state\.json"):
+    with pytest.raises(ValueError, match=r"holds none of other/state\.json|of the splits test, train; wanted other"):
         list(read_source("hf_dataset", Files(tmp_path), "other"))
 
 
@@ -357,3 +357,10 @@ def test_video_instruct_grouped_by_video(tmp_path: Path) -> None:
     first, *others = (record for record in found if isinstance(record, Record))
     assert [parts for _, parts in said(first)][::2] == [["'What is said 0?'", "video"], ["'What is said 3?'"]]
     assert len(others) == 2
+
+
+def test_a_broken_description_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{")
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"dataset_info.json beside .* is no JSON"):
+        list(read_source("chat", Files(tmp_path), "train"))

@@ -9,7 +9,7 @@ import pytest
 
 from mmchat.conversation import MediaHeader, MediaRef, Record, Region
 from mmchat.errors import SampleError
-from mmchat.sources import read_source
+from mmchat.sources import choose_source, read_source
 from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
 from tests.sources.fixtures_dialogues import FIXTURES
@@ -135,3 +135,67 @@ def test_facts_that_cannot_be_phrased(task: str, facts: dict, reason: str) -> No
     with pytest.raises(SampleError) as error:
         TASKS[task].conversation(Record("k", facts, (MediaRef("image", b""),)), random.Random(0))
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "split"),
+    [
+        ("vqa2", "v2_OpenEnded_mscoco_train2014_questions.json", "train"),
+        ("activitynet_qa", "val_q.json", "val"),
+        ("msvd_qa", "test_qa.json", "test"),
+        ("visdial", "visdial_1.0_val.json", "val"),
+    ],
+)
+def test_what_belongs_to_the_annotation_file_is_found_beside(tmp_path: Path, name: str, file: str, split: str) -> None:
+    task = FIXTURES[name](tmp_path).task
+    files = Files(tmp_path / file, [tmp_path / "videos"] if name == "activitynet_qa" else [])
+    assert choose_source(task, files, split) == name
+    found = list(read_source(name, files, split))
+    assert sum(isinstance(one, Record) for one in found) >= 2
+    if name == "visdial":
+        assert any("relevance" in said for one in found if isinstance(one, Record) for said in one.facts["rounds"])
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "split"),
+    [("activitynet_qa", "val_a.json", "val"), ("msvd_qa", "youtube_mapping.txt", "test")],
+)
+def test_what_is_missing_beside_is_named(tmp_path: Path, name: str, missing: str, split: str) -> None:
+    FIXTURES[name](tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match=f"has no {missing} beside"):
+        list(read_source(name, Files(tmp_path), split))
+
+
+def test_a_mapping_of_three_words_is_named(tmp_path: Path) -> None:
+    FIXTURES["msvd_qa"](tmp_path)
+    (tmp_path / "youtube_mapping.txt").write_text("a vid1\n\na b vid2\n")
+    with pytest.raises(ValueError, match=r"youtube_mapping.txt line 3: wanted NAME vidN, found 'a b vid2'"):
+        list(read_source("msvd_qa", Files(tmp_path), "test"))
+
+
+def test_visdial_candidates_are_yes_or_no(tmp_path: Path) -> None:
+    FIXTURES["visdial"](tmp_path)
+    with pytest.raises(ValueError, match="candidates is yes or no, not maybe"):
+        list(read_source("visdial", Files(tmp_path), "val", {"candidates": "maybe"}))
+
+
+@pytest.mark.parametrize(
+    ("question", "text"),
+    [("is it red", "is it red?"), ("Is it red ?", "Is it red?"), ("How old is it .", "How old is it."), ("?", "?")],
+)
+def test_questions_end_with_one_mark(question: str, text: str) -> None:
+    media = (MediaRef("image", b""),)
+    record = Record("k", {"caption": "c", "rounds": [{"question": question, "answer": "a"}]}, media)
+    assert str(TASKS["visdial"].conversation(record, random.Random(0)).turns[0].parts[1]).endswith(f"\n{text}")
+    record = Record("k", {"question": question, "answers": ["a"]}, media)
+    for seed in range(9):
+        said = str(TASKS["vqa"].conversation(record, random.Random(seed)).turns[0].parts[-1])
+        assert said == text or said.startswith(f"{text} ")
+
+
+def test_regions_of_a_question_are_a_blank_apart() -> None:
+    regions = [{"media": 0, "point": [1, 2]}, {"media": 0, "box": [0, 0, 5, 5]}]
+    record = Record("k", {"question": "Which?", "answers": ["a"], "regions": regions}, (MediaRef("image", b""),))
+    parts = TASKS["vqa"].conversation(record, random.Random(0)).turns[0].parts
+    assert [isinstance(part, Region) or part for part in parts[2:5]] == [True, " ", True]

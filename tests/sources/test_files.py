@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -140,17 +141,19 @@ def test_names_that_are_allowed(tmp_path: Path) -> None:
     assert files.media("image", None).data is None
 
 
-def test_members_that_cannot_be_read_are_not_there(tmp_path: Path) -> None:
+def test_members_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip", zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())
     data[data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1) + 8] |= 1  # marks in/a.txt as encrypted
     path.write_bytes(data)
-    with pytest.raises(SampleError, match="missing media"):
+    with pytest.raises(SampleError, match=r"unreadable media: in/a\.txt in .*x\.zip is encrypted"):
         Files(path).media("image", "in/a.txt")
     with zipfile.ZipFile(tmp_path / "y.zip", "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("a.txt", WORDS)
-    with pytest.raises(SampleError, match="missing media"):
+    with pytest.raises(SampleError, match="is compressed by lzma; wanted stored or deflated"):
         Files(tmp_path / "y.zip").media("image", "a.txt")
+    with pytest.raises(ValueError, match="is compressed by lzma; wanted stored or deflated"):
+        Files(tmp_path / "y.zip").text(Files(tmp_path / "y.zip").one("a.txt"))
 
 
 @pytest.mark.parametrize("kind", ["stored", "deflated"])
@@ -164,8 +167,128 @@ def test_a_truncated_zip_is_named(tmp_path: Path, kind: str) -> None:
 def test_a_truncated_tar_is_named(tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar")
     path.write_bytes(path.read_bytes()[: 512 + len(WORDS) // 2])
-    with pytest.raises(ValueError, match=r"x\.tar cannot be read as an archive"):
+    with pytest.raises(ValueError, match=r"x\.tar: .* It is cut short"):
         Files(path).find("*")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_tar_cut_between_members_is_named(tmp_path: Path, compressed: bool) -> None:
+    data = tar(tmp_path / "x.tar").read_bytes()
+    cut = 512 + -(-len(WORDS) // 512) * 512
+    (tmp_path / "x.tar").write_bytes(data[:cut])
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(data[:cut]))
+    path = tmp_path / ("x.tar.gz" if compressed else "x.tar")
+    with pytest.raises(ValueError, match=rf"{path}: no end-of-archive mark at byte {cut}: .* cut short"):
+        Files(path, work=tmp_path / "work").find("*")
+
+
+def test_an_archive_that_only_lies_in_the_folder_may_be_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04")
+    zipped(tmp_path / "good.zip", zipfile.ZIP_STORED)
+    files = Files(tmp_path)
+    assert files.find("*.json") == ["a.json", "in/rows.json"] and files.find("*.json")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "passed over" in said and "broken.zip" in said
+    with pytest.raises(ValueError, match=r"broken\.zip cannot be read"):
+        Files(tmp_path, [tmp_path / "broken.zip"]).find("*")
+
+
+def test_an_archive_that_was_replaced_is_copied_again(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar.gz", "w:gz")
+    assert Files(path, work=tmp_path / "work").text("in/a.txt").encode() == WORDS
+    data = tar(tmp_path / "y.tar").read_bytes().replace(b"same", b"SAME")
+    path.write_bytes(gzip.compress(data))
+    assert "SAME" in Files(path, work=tmp_path / "work").text("in/a.txt")
+    assert not list((tmp_path / "work").glob("*.partial"))
+
+
+def test_names_count_from_inside_of_the_one_top_folder(tmp_path: Path) -> None:
+    files = Files(zipped(tmp_path / "x.zip", zipfile.ZIP_DEFLATED))
+    for name in ("in/a.txt", "a.txt"):
+        assert files.media("image", name).read() == files.text(name).encode() == WORDS
+    assert files.find("rows.json") == ["rows.json"] and list(files.rows("rows.json")) == [{"n": 1}, {"n": 2}]
+    assert files.find("*/rows.json") == ["in/rows.json"]
+    with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive:
+        archive.writestr("__MACOSX/in/._a.txt", b"what macOS keeps")
+        archive.writestr("in/._a.txt", b"what macOS keeps")
+    assert Files(tmp_path / "x.zip").find("*") == ["in/a.txt", "in/rows.json"]
+    assert Files(tmp_path / "x.zip").text("a.txt").encode() == WORDS
+    with zipfile.ZipFile(tmp_path / "x.zip", "a") as archive:
+        archive.writestr("other/b.txt", b"b")
+    with pytest.raises(ValueError, match=r"a\.txt is not in"):
+        Files(tmp_path / "x.zip").text("a.txt")
+
+
+def test_what_lies_beside_an_annotation_file(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "._b.json"):
+        (tmp_path / name).write_text("[]")
+    files = Files(tmp_path / "a.json")
+    assert files.find("*.json") == ["a.json"] and files.beside("*.json") == ["a.json", "b.json"]
+    assert Files(tmp_path).find("*.json") == Files(tmp_path).beside("*.json") == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("start", ["[" * 100_000, '[{"a":' * 50_000, '["[[[\\\\\\"", ' + "[" * 70])
+def test_a_list_too_deep_is_refused_at_once(tmp_path: Path, start: str) -> None:
+    (tmp_path / "list.json").write_text(start)
+    with pytest.raises(ValueError, match=r"list\.json in .* more than 64 deep"):
+        list(Files(tmp_path).rows("list.json"))
+
+
+def test_long_reading_is_announced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.json").write_text('[{"a": 1}]')
+    archive = tar(tmp_path / "x.tar")
+    assert list(Files(tmp_path).items("rows.json", "item")) == [{"a": 1}]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("mmchat.sources.files._LONG_BYTES", 10)
+    assert list(Files(tmp_path).rows("rows.json")) == [{"a": 1}]
+    assert "reading rows.json (0 MB) ..." in capsys.readouterr().err
+    Files(archive).find("*")
+    assert f"listing {archive}" in capsys.readouterr().err
+
+
+def test_brackets_in_strings_are_not_depth(tmp_path: Path) -> None:
+    rows = [{"a": "[" * n + '"\\' * (n % 5), "b": [[["\\"]]]} for n in range(2000)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert list(Files(tmp_path).rows("list.json")) == rows
+
+
+def test_integers_of_any_size(tmp_path: Path) -> None:
+    rows = [{"n": 1}, {"n": 2**63 - 1}, {"n": 2**200}, {"n": 1.5}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert list(Files(tmp_path).rows("list.json")) == rows
+    assert dict(Files(tmp_path).pairs("list.json", "item")) == {"n": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ('[{"a": 1}]'.encode("utf-16"), "is not UTF-8, which is wanted"),
+        ('[{"a": "\u00fc"}]'.encode("latin-1"), "not UTF-8, which is wanted: convert it"),
+        (b'{\n "a": 1,\n "b": 2\n}\n', "one JSON object over several lines; wanted a list"),
+        (b'[{"a": 1}, {"a', "Was it cut short. Fetch it again"),
+        (b"[1 2]", "is no whole JSON"),
+    ],
+)
+def test_files_that_are_no_rows_say_what_is_wanted(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "rows.json").write_bytes(data)
+    with pytest.raises(ValueError, match=r"rows\.json in .*" + message) as caught:
+        list(Files(tmp_path).rows("rows.json"))
+    assert "\n" not in str(caught.value) and "^" not in str(caught.value)
+
+
+def test_lines_that_are_not_utf8_or_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmchat.sources.files._MAX_LINE_BYTES", 100)
+    lines = [b'{"a": 1}', '{"a": "\u00fc"}'.encode("latin-1"), b'{"a": "' + b"x" * 300 + b'"}', b'{"a": 2}']
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    first, latin, long, last = Files(tmp_path).rows("rows.jsonl")
+    assert (first, last) == ({"a": 1}, {"a": 2})
+    assert isinstance(latin, SampleError) and "line 2 is not UTF-8" in latin.detail
+    assert isinstance(long, SampleError) and "line 3 has more than 100 bytes" in long.detail
 
 
 def test_a_compressed_tar_cut_short_is_named(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from data_prep.make_shards import media_header
 from mmchat.conversation import Record
+from mmchat.data.shard_writer import write_shards
 from mmchat.errors import SampleError
 from mmchat.sources import choose_source, read_source
 from mmchat.sources.files import Files
@@ -322,3 +327,62 @@ def test_each_format_is_told_by_its_files(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         fixture = make(tmp_path / name)
         assert choose_source(fixture.task, Files(fixture.source), fixture.split) == name
+
+
+# ---- Pictures of another size ---------------------------------------------------------------------------------------
+
+
+def turned(data: bytes) -> bytes:
+    """The same picture, which EXIF turns by a quarter."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(data)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def larger(data: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(data)).resize((96, 64)).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "picture", "options"),
+    [
+        ("refcoco", "rec", "train2014/COCO_train2014_000000000011.jpg", {"set": "refcoco"}),
+        ("visual_genome_regions", "rec", "VG_100K/1.jpg", {}),
+        ("flickr30k_entities", "spot", "flickr30k-images/1000092795.jpg", {}),
+        ("coco_captions", "caption", "train2014/COCO_train2014_000000000025.jpg", {}),
+        ("coco_instances", "rec", "val2017/000000000025.jpg", {}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("changed", "detail"),
+    [(turned, "annotated 48x32, the file, which EXIF turns, shows 32x48"), (larger, "the file shows 96x64")],
+)
+def test_a_picture_of_another_size_than_annotated_is_refused(
+    tmp_path: Path,
+    name: str,
+    task: str,
+    picture: str,
+    options: dict[str, str],
+    changed: Callable[[bytes], bytes],
+    detail: str,
+) -> None:
+    (tmp_path / "source").mkdir()
+    fixture = FIXTURES[name](tmp_path / "source")
+    files = Files(tmp_path / "source")
+    data = changed(files.media("image", picture).read())
+    (tmp_path / "source" / picture).parent.mkdir(exist_ok=True)
+    (tmp_path / "source" / picture).write_bytes(data)  # a file counts before an archive's member
+    records = [one for one in read_source(name, files, fixture.split, options) if isinstance(one, Record)]
+    report = write_shards(records, tmp_path / "out", header_of=media_header)
+    count = report.problems.pop("picture of another size")
+    assert 0 < count < len(records) == count + report.num_samples and not report.problems
+    assert detail in report.examples["picture of another size"][0]
+
+
+def test_a_caption_without_boxes_fits_any_size(tmp_path: Path) -> None:
+    fixtures.flickr30k_captions(tmp_path)
+    good, _ = read("flickr30k_captions", tmp_path)
+    assert all(record.media[0].header is None for record in good)

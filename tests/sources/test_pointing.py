@@ -52,3 +52,11 @@ def test_visual7w_puts_the_right_box_first(tmp_path: Path) -> None:
         "candidates": [(-1, 5, 9, 17), (0, 0, 10, 12), (20, 0, 30, 12), (0, 12, 10, 24)],
         "answer": 0,
     }
+
+
+def test_the_list_of_a_split_is_beside_the_annotation_file(tmp_path: Path) -> None:
+    FIXTURES["pointqa:local"](tmp_path)
+    files = Files(tmp_path / "localqa_dataset.json")
+    assert sum(isinstance(one, Record) for one in read_source("pointqa", files, "test")) == 4
+    with pytest.raises(ValueError, match=r"has none of localqa_val_imgs.json, localqa_valfinal_imgs.json"):
+        list(read_source("pointqa", files, "val"))

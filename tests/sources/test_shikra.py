@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 
-from mmchat.conversation import MediaRef, Record, Region
+from mmchat.conversation import MediaHeader, MediaRef, Record, Region
 from mmchat.sources import read_source
 from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
@@ -72,3 +73,12 @@ def test_a_folder_of_many_files_asks_for_one(tmp_path: Path) -> None:
         (tmp_path / name).write_text("{}")
     with pytest.raises(ValueError, match="name one of them"):
         list(read_source("shikra", Files(tmp_path), "train"))
+
+
+def test_rows_state_the_size_of_their_picture(tmp_path: Path) -> None:
+    assert read("native", tmp_path).media[0].header == MediaHeader(width=48, height=32)
+    row = {"img_path": "0.jpg", "expression": "x", "bbox": BOX, "width": 640, "height": 480}
+    (tmp_path / "REC_x_val.jsonl").write_text(json.dumps(row))
+    files = Files(tmp_path / "REC_x_val.jsonl", [tmp_path / "pictures"])
+    (found,) = read_source("shikra", files, "val")
+    assert isinstance(found, Record) and found.media[0].header == MediaHeader(width=640, height=480)

@@ -88,13 +88,16 @@ def test_a_caption_beside_a_json_without_one(tmp_path: Path) -> None:
 def test_class_names_are_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_tar(
         tmp_path / "x.tar",
-        [("0.jpg", jpeg()), ("0.cls", b"1"), ("1.jpg", jpeg()), ("1.cls", b"0"), ("2.jpg", jpeg()), ("2.cls", b"2")],
-    )
+        [
+            ("0.jpg", jpeg()), ("0.cls", b"1"), ("1.jpg", jpeg()), ("1.cls", b"0\n"),
+            ("2.jpg", jpeg()), ("2.cls", b"2"), ("3.jpg", jpeg()), ("3.cls", b"tabby"),
+        ],
+    )  # fmt: skip
     assert index_shards.main([str(path)]) == 0
-    assert "3 x no facts" in capsys.readouterr().out
+    assert "4 x no facts" in capsys.readouterr().out
     (tmp_path / "names.txt").write_text("goldfish\ntabby cat\n")
     assert index_shards.main([str(path), "--classes", str(tmp_path / "names.txt")]) == 0
-    assert "1 x unknown class" in capsys.readouterr().out
+    assert "2 x unknown class" in capsys.readouterr().out
     shard = Shard(path)
     assert [answer("caption", shard.record(i)) for i in range(2)] == ["tabby cat", "goldfish"]
     with pytest.raises(SampleError, match="class 2 of 2 named ones"):
@@ -283,6 +286,17 @@ def test_energon_datasets_that_are_not_read(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "c/.nv-meta/split.yaml").unlink()
     assert index_shards.main([str(tmp_path / "c")]) == 1
     assert "has no split.yaml or split.json" in capsys.readouterr().err
+
+
+def test_problems_are_told_again_of_an_index_that_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_tar(tmp_path / "0.tar", [("0.jpg", jpeg()), ("1.txt", b"x"), ("../2.txt", b"x"), ("3.json", b"[")])
+    make_tar(tmp_path / "1.tar", [("9.txt", b"x")])
+    for _ in range(2):
+        assert index_shards.main([str(tmp_path)]) == 0
+        said = capsys.readouterr().out
+        assert "which training will refuse: 3:" in said and "1 x unsafe name" in said
+        assert "1 x no facts" in said
+    assert "2 shards have their index already" in said
 
 
 def test_many_shards_at_once_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,12 @@ def test_rec_phrases_all_boxes_and_nothing_else(main: dict[str, Any], more: list
     assert REC.conversation(one, random.Random(seed)) == conversation
 
 
+def test_rec_writes_one_full_stop() -> None:
+    one = record({"expressions": ["a man."], "boxes": []})
+    asked = {str(REC.conversation(one, random.Random(seed)).turns[0].parts[-1]) for seed in range(60)}
+    assert "Find a man." in asked and not any(".." in text for text in asked)
+
+
 @settings(max_examples=100, deadline=None)
 @given(main=targets.filter(lambda one: one["boxes"]), more=st.lists(targets, max_size=4), seed=st.integers(0, 99))
 def test_reg_shows_all_boxes_and_answers_with_an_expression(

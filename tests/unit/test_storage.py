@@ -156,6 +156,31 @@ def test_a_changed_object_is_not_mixed_with_the_old_one(tmp_path: Path, server: 
     assert larger.read(3, 15_000) == changed[3:15_003]
 
 
+def test_an_object_that_changes_while_it_is_read_is_refused(tmp_path: Path, server: RangeServer) -> None:
+    """Even where its size stays; nothing of the new one is kept under the old one's name."""
+    file = File.open(f"{server.url}/a.bin", cache(tmp_path))
+    assert file.read(0, 10) == DATA[:10]
+    (tmp_path / "www" / "a.bin").write_bytes(bytes(reversed(DATA)))
+    asked = len(server.requests)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"a\.bin: the object changed while it was read; start again"):
+            file.read(BLOCK, 10)
+    assert len(server.requests) == asked + 4, "it is not tried again"
+    assert file.read(0, 10) == DATA[:10] and held(tmp_path) == BLOCK
+
+
+def test_blocks_of_objects_without_a_version_serve_one_opening(
+    tmp_path: Path, server: RangeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.has_versions = False
+    first = File.open(f"{server.url}/a.bin", cache(tmp_path))
+    assert first.read(0, 10) == pickle.loads(pickle.dumps(first)).read(0, 10) == DATA[:10]
+    assert len(server.gets("/a.bin")) == 1, "what a worker reads is shared"
+    (tmp_path / "www" / "a.bin").write_bytes(bytes(reversed(DATA)))
+    assert File.open(f"{server.url}/a.bin", cache(tmp_path)).read(0, 10) == DATA[:-11:-1]
+    assert capsys.readouterr().err.count("neither ETag nor time") == 1
+
+
 def _read_at_random(file: File, seed: int, failures: Queue[str], most: Queue[int]) -> None:
     rng, largest = random.Random(seed), 0
     assert file.cache is not None
@@ -190,11 +215,17 @@ def test_processes_share_the_folder(tmp_path: Path, server: RangeServer, start: 
         assert len(server.gets("/a.bin")) == 26
 
 
-def test_failures_that_pass_are_bridged(tmp_path: Path, server: RangeServer, hasty: None) -> None:
+def test_failures_that_pass_are_bridged(
+    tmp_path: Path, server: RangeServer, hasty: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.fail["/a.bin"] = [503, 503, 503, 503]  # the first question is asked as HEAD and as GET
     file = File.open(f"{server.url}/a.bin", cache(tmp_path))
     server.fail["/a.bin"] = [500, 429]
+    capsys.readouterr()
     assert file.read(0, 10) == DATA[:10]
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{server.url}/a.bin at byte 0: ") and "500" in first and first.endswith("again in 0.01 s")
+    assert "429" in second and second.endswith("again in 0.02 s")
     server.fail["/a.bin"] = [0, 0]
     assert file.read(BLOCK, 10) == DATA[BLOCK : BLOCK + 10]
 
@@ -229,6 +260,40 @@ def test_a_server_without_ranges_is_refused(tmp_path: Path, server: RangeServer,
     with pytest.raises(OSError, match="does not serve byte ranges"):
         file.read(0, 10)
     assert not list((tmp_path / "cache").glob("*.block"))
+
+
+def test_a_server_without_ranges_is_refused_before_it_sends_the_object(tmp_path: Path, server: RangeServer) -> None:
+    with open(tmp_path / "www" / "large.bin", "wb") as large:
+        large.truncate(200_000_000)
+    server.has_ranges = False
+    with pytest.raises(OSError, match=r"large.bin: its server does not serve byte ranges.*copy them") as caught:
+        File.open(f"{server.url}/large.bin", cache(tmp_path))
+    assert "credentials" not in str(caught.value) and server.num_sent < 50_000_000
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/nope", "/dev/null"])
+def test_an_unusable_cache_folder_is_named(tmp_path: Path, server: RangeServer, folder: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match=r"cache\.folder .* cannot be used: .*that you may write") as caught:
+        File.open(f"{server.url}/a.bin", CacheConfig(folder=str(tmp_path / folder)))
+    assert not isinstance(caught.value, FileNotFoundError) and str(tmp_path / folder) in str(caught.value)
+    file = File.open(f"{server.url}/a.bin", cache(tmp_path))
+    file = dataclasses.replace(file, cache=CacheConfig(folder=str(tmp_path / folder)))  # it broke later
+    with pytest.raises(OSError, match=r"cache\.folder .* cannot be used"):
+        file.read(0, 10)
+
+
+def test_blocks_that_another_user_wrote_are_read(
+    tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = File.open(f"{server.url}/a.bin", cache(tmp_path))
+    file.read(0, 10)
+
+    def refuse(descriptor: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("mmchat.storage.os.utime", refuse)
+    assert file.read(5, 10) == DATA[5:15] and len(server.gets("/a.bin")) == 1
 
 
 def test_a_full_disk_is_named(tmp_path: Path, server: RangeServer, monkeypatch: pytest.MonkeyPatch) -> None:
