@@ -26,7 +26,7 @@ from mmchat.data.shards import (
     type_of,
 )
 from mmchat.errors import SampleError
-from mmchat.sources.files import tar_members
+from mmchat.sources.archives import tar_members
 
 HeaderOf = Callable[[Modality, bytes], MediaHeader]
 

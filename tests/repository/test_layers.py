@@ -29,7 +29,7 @@ OUTSIDE = {
     "timm": {"mmchat/modalities/"},
     "av": {"mmchat/modalities/"},
     "fsspec": {"mmchat/storage.py"},
-    "ijson": {"mmchat/sources/files.py"},
+    "ijson": {"mmchat/sources/files.py", "mmchat/sources/json_text.py"},
     "braceexpand": {"mmchat/data/energon.py"},
     "datasets": {"mmchat/sources/hf_dataset.py"},
     "pyarrow": {"mmchat/sources/hf_dataset.py"},

@@ -244,9 +244,9 @@ def test_long_reading_is_announced(
     archive = tar(tmp_path / "x.tar")
     assert list(Files(tmp_path).items("rows.json", "item")) == [{"a": 1}]
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("mmchat.sources.files._LONG_BYTES", 10)
+    monkeypatch.setattr("mmchat.sources.archives._LONG_BYTES", 10)
     assert list(Files(tmp_path).rows("rows.json")) == [{"a": 1}]
-    assert "reading rows.json (0 MB) ..." in capsys.readouterr().err
+    assert "reading rows.json (0.0 MB) ..." in capsys.readouterr().err
     Files(archive).find("*")
     assert f"listing {archive}" in capsys.readouterr().err
 
