@@ -295,7 +295,7 @@ def test_a_few_rows_and_the_time_left(
 ) -> None:
     assert make(source, tmp_path / "few", "--limit", "150") == 0
     assert "holds 150 samples in 2 shards" in capsys.readouterr().out
-    monkeypatch.setattr(make_shards.Progress.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(make_shards.Progress.__init__, "__defaults__", ("the source", 0.0))
     assert make(source, tmp_path / "out", "--workers", "1") == 0
     said = capsys.readouterr().err.splitlines()
     assert any("samples" in line and "% of the source, about 0:00:" in line for line in said)
