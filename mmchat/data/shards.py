@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from mmchat.conversation import MediaHeader, MediaRef, Modality, Record, StoredBytes
 from mmchat.errors import SampleError
@@ -133,7 +134,7 @@ class Shard:
         except OSError as error:
             raise SampleError("unreadable shard", f"the index of {self.path}: {error}") from error
         try:
-            line = _JSON.decode(text.decode())
+            line = from_json(text)  # twice as fast as json, and every sample begins with it
             members = {suffix: (int(offset), int(size)) for suffix, (offset, size) in line["members"].items()}
             media = []
             for item in line["media"]:
@@ -270,7 +271,6 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_JSON = json.JSONDecoder()
 _STRICT_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
