@@ -62,8 +62,10 @@ def start(source: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def wait_for_shards(out: Path, count: int, process: subprocess.Popen[str] | None = None) -> None:
+    """Until the journal knows that many: a tar that it does not know is made again."""
+    journal = out / ".make_shards.jsonl"
     until = time.monotonic() + 120
-    while len(list(out.glob("*.tar"))) < count:
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 1 + count:
         assert time.monotonic() < until and (process is None or process.poll() is None)
         time.sleep(0.01)
 
