@@ -211,7 +211,6 @@ def test_keyframes_need_pyav() -> None:
 
 @pytest.mark.parametrize("backend", ["decord"])
 def test_other_backends_choose_the_same_frames(tmp_path: Path, shared: VideoPreprocess, backend: str) -> None:
-    pytest.importorskip(backend)
     data = write(tmp_path / "v.mp4", [grey(n) for n in range(30)], g="10", bf="2")
     plan = shared.plan(shared.header(data))
     expected, expected_s = shared.frames(data, plan)
@@ -223,7 +222,6 @@ def test_other_backends_choose_the_same_frames(tmp_path: Path, shared: VideoPrep
 @pytest.mark.parametrize("rotation", [90, -90, 180])
 def test_rotation(tmp_path: Path, shared: VideoPreprocess, rotation: int, backend: str) -> None:
     """A red corner at the top left of the stored picture turns with the container's rotation."""
-    pytest.importorskip({"pyav": "av"}.get(backend, backend))
     stored = grey(2)
     stored[:24, :32] = (255, 0, 0)
     data = write(tmp_path / "r.mp4", [stored] * 5, rotation=rotation)
