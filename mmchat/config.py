@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import types
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -16,6 +17,7 @@ from mmchat.regions import Dialect, Frame, RegionFormat
 from mmchat.schema import Schema
 from mmchat.storage import CacheConfig
 
+Parsed = TypeVar("Parsed", bound=BaseModel)
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -36,6 +38,8 @@ class ChatConfig(Schema):
     format `auto` takes the tokenizer's own chat template apart; the others are written out in chat_template.py.
     system: said first in every conversation that has no system turn; None leaves the template's own default.
     media_suffix: text after a media item's tokens.
+    region_decimals: of coordinates; None writes the dialect's own number. Fewer are fewer tokens to say. Not for `loc`,
+        whose numbers are whole.
     """
 
     format: Literal["auto", "chatml", "vicuna", "plain"] = "auto"
@@ -43,10 +47,20 @@ class ChatConfig(Schema):
     media_suffix: dict[Modality, str] = Field(default_factory=lambda: dict.fromkeys(MODALITIES, "\n"))
     region_dialect: Dialect = "shikra"
     region_frame: Frame = "padded_square"
+    region_decimals: Annotated[int, Field(ge=0, le=6)] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.region_dialect == "loc" and self.region_decimals:
+            raise ValueError(
+                f"region_dialect loc writes whole numbers, found region_decimals {self.region_decimals}. Leave "
+                "region_decimals out, or choose another dialect"
+            )
+        return self
 
     @property
     def regions(self) -> RegionFormat:
-        return RegionFormat(self.region_dialect, self.region_frame)
+        return RegionFormat(self.region_dialect, self.region_frame, self.region_decimals)
 
 
 class BatchConfig(Schema):
@@ -72,10 +86,14 @@ class Rate(Schema):
 
 
 class ScheduleConfig(Schema):
-    """Linear warm-up, then a cosine from the full rate to min_ratio of it."""
+    """Linear warm-up, then a cosine from the full rate to min_ratio of it; min_ratio 1 stays at the full rate."""
 
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def is_constant(self) -> bool:
+        return self.min_ratio == 1.0
 
 
 class StageConfig(Schema):
@@ -165,12 +183,17 @@ class ConfigError(ValueError):
     """Every fault of a configuration, one a line."""
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Reads a YAML file and applies `a.b.c=value` overrides; list items are addressed by their name or index.
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a run's YAML file and applies `a.b.c=value` overrides; list items are addressed by their name or index.
 
     Raises:
         ConfigError: lists every fault, with the nearest known key for an unknown one.
     """
+    return parse(RunConfig, read_values(path, overrides), str(path))
+
+
+def read_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping of a YAML file with the overrides applied. Raises ConfigError."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -178,18 +201,28 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: wanted a mapping with run, model and stages, found {type(values).__name__}")
-    for override in overrides:
-        _apply(values, override)
-    return parse_config(values, str(path))
+        raise ConfigError(f"{path}: wanted a mapping of keys to values, found {type(values).__name__}")
+    return override(values, overrides)
+
+
+def override(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping itself, changed by `a.b.c=value` texts. Raises ConfigError."""
+    for one in overrides:
+        _apply(values, one)
+    return values
 
 
 def parse_config(values: dict[str, Any], name: str) -> RunConfig:
-    """Validates plain values; `name` stands in the error message."""
+    """Validates a run's plain values; `name` stands in the error message."""
+    return parse(RunConfig, values, name)
+
+
+def parse(schema: type[Parsed], values: dict[str, Any], name: str) -> Parsed:
+    """Validates plain values by any schema; `name` stands in the error message. Raises ConfigError."""
     try:
-        return RunConfig.model_validate(values)
+        return schema.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors()]
+        faults = [_fault(fault, schema) for fault in error.errors()]
         raise ConfigError("\n  ".join([f"{name}: {len(faults)} fault(s)", *faults])) from None
 
 
@@ -231,9 +264,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {where} is the value {here!r}, it has no keys")
 
 
-def _fault(fault: Any) -> str:
+def _fault(fault: Any, schema: type[BaseModel]) -> str:
     """One line for one pydantic fault."""
-    loc, here, path = list(fault["loc"]), RunConfig, []
+    here: Any
+    loc, here, path = list(fault["loc"]), schema, []
     siblings: list[str] = []
     for step in loc:
         here, shown = _step(here, step)

@@ -7,6 +7,7 @@ model runs, so that packs can be planned from file headers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -14,7 +15,7 @@ from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,12 +27,28 @@ class _ConnectorConfig(Schema):
     """What every kind has in common.
 
     norm_input: LayerNorm over the features first, for encoders whose channels differ widely in scale (CNNs).
-    norm_output: LayerNorm at the end that starts at the scale of the LLM's token embeddings, so that new media
-        tokens look like text tokens in size from the first step.
+    norm_output: LayerNorm at the end that starts at `output_scale` times the scale of the LLM's token embeddings. At
+        1, new media tokens look like text tokens in size; larger ones keep what they say through the first layers,
+        and are learned from faster (docs/experiments.md).
+    places: adds to each token a learned map of where it lies in its item (sines and cosines of relative time, height
+        and width), for encoders whose features do not tell; linear, mlp and pool only.
     """
 
     norm_input: bool = False
     norm_output: bool = False
+    output_scale: float = Field(1.0, gt=0)
+    places: bool = False
+
+
+class _PlacelessConfig(_ConnectorConfig):
+    """Of kinds whose tokens lie nowhere: each of them reads many places."""
+
+    @field_validator("places")
+    @classmethod
+    def _no_places(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("its tokens have no place; leave `places` out, or choose linear, mlp or pool")
+        return value
 
 
 class LinearConfig(_ConnectorConfig):
@@ -99,7 +116,7 @@ class PoolConfig(_ConnectorConfig):
         return torch.cat(pooled)
 
 
-class ResamplerConfig(_ConnectorConfig):
+class ResamplerConfig(_PlacelessConfig):
     """Perceiver resampler (Flamingo, arXiv 2204.14198): learned queries read each item; the count is fixed.
 
     A learned embedding of time (up to max_time) tells frames or moments apart.
@@ -118,7 +135,7 @@ class ResamplerConfig(_ConnectorConfig):
         return Connector(self, feature_dim, llm_dim, token_std, Resampler(self, feature_dim, llm_dim))
 
 
-class SpatioTemporalConfig(_ConnectorConfig):
+class SpatioTemporalConfig(_PlacelessConfig):
     """Video-ChatGPT (arXiv 2306.05424): T temporal tokens (mean over patches) then N spatial ones (mean over frames).
 
     The reference pads short clips with zero tokens and attends to them; here a clip of T frames has T + N tokens.
@@ -170,8 +187,9 @@ class Connector(nn.Module):
         self.projection = projection
         self.norm_output = nn.LayerNorm(llm_dim) if config.norm_output else nn.Identity()
         if isinstance(self.norm_output, nn.LayerNorm):
-            nn.init.constant_(self.norm_output.weight, token_std)
+            nn.init.constant_(self.norm_output.weight, token_std * config.output_scale)
         self._pool = pool
+        self.places = Places(config, llm_dim, token_std * config.output_scale) if config.places else None
 
     def forward(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
         features = self.norm_input(features)
@@ -179,7 +197,34 @@ class Connector(nn.Module):
             features = self._pool(features, shapes)
         if isinstance(self.projection, Resampler):
             return self.norm_output(self.projection(features, shapes))
-        return self.norm_output(self.projection(features))
+        tokens = self.norm_output(self.projection(features))
+        return tokens if self.places is None else self.places(tokens, shapes)
+
+
+class Places(nn.Module):
+    """Adds to each token where it lies in its item, the same for every size of grid."""
+
+    NUM_WAVES = 4
+
+    def __init__(self, config: AnyConnectorConfig, llm_dim: int, token_std: float) -> None:
+        super().__init__()
+        self.shape_of = config.pooled_shape if isinstance(config, PoolConfig) else tuple
+        self.project = nn.Linear(3 * 2 * self.NUM_WAVES, llm_dim, bias=False)
+        # As large in sum as the tokens themselves.
+        nn.init.normal_(self.project.weight, std=token_std * (3 * self.NUM_WAVES) ** -0.5)
+
+    def forward(self, tokens: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        waves = [self._waves(self.shape_of(shape)) for shape in shapes]
+        return tokens + self.project(torch.cat(waves).to(tokens))
+
+    @staticmethod
+    @functools.lru_cache(maxsize=256)
+    def _waves(shape: FeatureShape) -> Tensor:
+        """[t * h * w, 24] sines and cosines of the middles of the cells, 0 to 1 along each axis."""
+        axes = [(torch.arange(size) + 0.5) / size for size in shape]
+        middles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # [cells, 3]
+        angles = middles[..., None] * math.pi * 2.0 ** torch.arange(Places.NUM_WAVES)  # [cells, 3, waves]
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class Resampler(nn.Module):

@@ -50,7 +50,8 @@ def activations(
 ) -> dict[str, int | None]:
     """Bytes kept for backward by the largest of the micro-batches, and of the loss head's logits.
 
-    None is not known. A fused attention is assumed. is_checkpointed: gradient checkpointing in the LLM.
+    None is not known. A fused attention is assumed: what short segments keep in bfloat16 on a CPU
+    (`mmchat.models.llm.PRODUCTS_MAX_LENGTH`) comes on top. is_checkpointed: gradient checkpointing in the LLM.
     """
     kept = [kept_bytes(model, one.num_tokens, one.media, is_checkpointed) for one in micro_batches]
     inside, around = max(kept, key=lambda pair: pair[0] + (pair[1] or 0))

@@ -10,7 +10,7 @@ import yaml
 
 from mmchat import distributed
 from mmchat.checkpoint import Checkpoint, CheckpointError, base_identity, newest
-from mmchat.config import RunConfig, StageConfig, dump_config
+from mmchat.config import RunConfig, StageConfig, parse_config
 from mmchat.models.probe import probe_agrees, probe_logits
 from mmchat.training.engine import Engine
 
@@ -47,17 +47,34 @@ def claim(folder: Path) -> Any:
 
 
 def last_of(config: RunConfig, previous: Path | None, stage: StageConfig) -> Checkpoint | None:
-    """The checkpoint that ended the stage before; None for a first stage. Raises ValueError if it is not finished."""
+    """The checkpoint that ended the stage before; None for a first stage. Raises ValueError if it is not finished.
+
+    A constant stage is finished at its steps in this configuration, whichever number it had when it was trained.
+    """
     if previous is None:
         return None
     found = newest(previous)
-    if found is None or not found.manifest["is_last"]:
+    before = next(one for one in config.stages if one.name == previous.name)
+    is_constant = before.schedule.is_constant
+    if found is None or not (found.step >= before.steps if is_constant else found.manifest["is_last"]):
+        reached = f" (it has {found.step} of {before.steps} steps)" if found is not None else ""
         raise ValueError(
             f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in "
-            f"{previous}; train that stage first"
+            f"{previous}{reached}; train that stage first"
         )
-    _compare(identity(yaml.safe_load(found.config_text)), identity(yaml.safe_load(dump_config(config))), found)
+    _compare(identity(_values(found)), identity(config.model_dump(mode="json")), found)
     return found
+
+
+def refuse_later_stages(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:
+    """Raises CheckpointError where a stage goes on that a later one was already trained from."""
+    for later in config.stages[config.stages.index(stage) + 1 :]:
+        if newest(config.folder / later.name) is not None:
+            raise CheckpointError(
+                f"stage {stage.name} would go on from step {resumed.step} to {stage.steps}, but "
+                f"{config.folder / later.name} was trained from where it ended before. Remove that folder to train "
+                "it anew, or give the run another name (run=...)"
+            )
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -73,13 +90,21 @@ def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -
     def relevant(values: dict[str, Any]) -> dict[str, Any]:
         own: dict[str, Any] = next((s for s in values["stages"] if s["name"] == stage.name), {})
         kept = {k: v for k, v in own.items() if k not in FREE_STAGE_KEYS}
+        if stage.schedule.is_constant:
+            kept.pop("steps", None)  # no step depends on their number: such a stage may be made longer, or cut short
         # How packs are joined changes neither the plan nor the gradient, and follows the number of ranks.
         kept["batch"] = {k: v for k, v in kept.get("batch", {}).items() if k != "packs_per_micro_batch"}
         # Where shards lie and how attention is computed may change; what is in them is checked by its hash.
         kept["data"] = [{k: v for k, v in source.items() if k != "shards"} for source in kept.get("data", [])]
         return {"stage": kept, **identity(values)}
 
-    _compare(relevant(yaml.safe_load(resumed.config_text)), relevant(yaml.safe_load(dump_config(config))), resumed)
+    _compare(relevant(_values(resumed)), relevant(config.model_dump(mode="json")), resumed)
+
+
+def _values(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Its configuration; keys that are newer than it have their defaults. Raises ConfigError."""
+    values = parse_config(yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml"))
+    return values.model_dump(mode="json")
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], checkpoint: Checkpoint) -> None:

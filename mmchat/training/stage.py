@@ -32,7 +32,7 @@ from mmchat.training.engine import Engine, gather, partition
 from mmchat.training.flops import FlopCounter, peak_flops
 from mmchat.training.log import TrainLog, duration
 from mmchat.training.preflight import preflight
-from mmchat.training.resume import bases, check_probe, check_same_run, last_of
+from mmchat.training.resume import bases, check_probe, check_same_run, last_of, refuse_later_stages
 from mmchat.training.schedule import rate_factor
 from mmchat.training.trainable import select, table
 
@@ -82,9 +82,13 @@ def train_stage(
     if resumed is not None:
         check_same_run(config, stage, resumed)
         if resumed.step >= stage.steps:
-            _say(stage, f"done already: {resumed.folder}")
+            past = f", which is past its {stage.steps} steps" if resumed.step > stage.steps else ""
+            _say(stage, f"done already: {resumed.folder}{past}")
             return "done"
+        refuse_later_stages(config, stage, resumed)
     start = resumed or last_of(config, previous, stage)
+    if resumed is None and start is not None:
+        _say(stage, f"starts from {start.folder}")
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data, config.cache)
 

@@ -245,14 +245,15 @@ def test_infer_answers_and_chats(trained, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(picture.read_bytes()[:100])
     _refused(_infer("chat", str(trained / "tiny"), "--image", str(broken), "--ask", "What?"), "undecodable image")
-    out = tmp_path / "answers.jsonl"
-    done = _infer("answer", str(trained / "tiny/instruct"), "--shards", ".cache/tiny/shards/000000.tar", "--task",
-                  "instruct", "--out", str(out), "--max-new-tokens", "4", "--swap", "image")  # fmt: skip
+    out = tmp_path / "answers"
+    done = _infer("evaluate", str(trained / "tiny/instruct"), "--shards", ".cache/tiny/shards/000000.tar", "--task",
+                  "instruct", "--out", str(out), "--set", "max_new_tokens=4", "--swap", "image")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 20 and all(line["prompt"] and line["reference"] and not line["error"] for line in lines)
-    summary = json.loads((tmp_path / "answers.jsonl.summary.json").read_text())
-    assert summary["records"] == 20 and summary["swap"] == "image" and "exact_match" in summary["scores"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["num_records"] == 20 and metrics["controls"]["swap"] == ["image"]
+    assert "exact_match" in metrics["scores"] and "pictures swapped between records" in done.stdout
 
 
 def test_not_finite_steps_are_skipped_and_then_stop_the_run(tiny_folder, tmp_path):

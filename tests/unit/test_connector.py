@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from mmchat.config import ConfigError, load_config
 from mmchat.models.connector import (
     LinearConfig,
     MLPConfig,
@@ -21,6 +22,9 @@ CONFIGS = [
     MLPConfig(hidden_dim=20, norm_input=True, norm_output=True),
     PoolConfig(window=(1, 2, 2)),
     PoolConfig(window=(2, 2, 3), mode="shuffle"),
+    LinearConfig(places=True),
+    MLPConfig(places=True, norm_output=True),
+    PoolConfig(window=(2, 2, 3), places=True),
     ResamplerConfig(num_queries=5, num_heads=2),
     SpatioTemporalConfig(),
 ]
@@ -77,3 +81,57 @@ def test_resampler_refuses_an_item_longer_than_its_clock():
     connector = ResamplerConfig(num_queries=2, num_heads=2, max_time=5).build(6, 8, 0.1)
     with pytest.raises(ValueError, match="max_time 5"):
         connector(_features(), SHAPES)
+
+
+def _places(config, shape):
+    """What a connector adds to the tokens of one item for their places, [t, h, w, dim]."""
+    connector = config.build(6, 8, 0.1)
+    torch.nn.init.normal_(connector.places.project.weight, generator=torch.Generator().manual_seed(1))
+    features = _features((shape,))
+    with_places = connector(features, (shape,))
+    connector.places = None
+    grid = config.pooled_shape(shape) if isinstance(config, PoolConfig) else shape
+    return (with_places - connector(features, (shape,))).unflatten(0, grid)
+
+
+def test_equal_places_are_told_alike_in_every_grid():
+    small, large, pooled = (
+        _places(config, shape)
+        for config, shape in (
+            (LinearConfig(places=True), (1, 3, 2)),
+            (LinearConfig(places=True), (3, 9, 6)),
+            (PoolConfig(window=(1, 2, 2), places=True), (1, 6, 4)),
+        )
+    )
+    # The middle of a cell is the middle of the cell in the middle of three by three that are in its place.
+    torch.testing.assert_close(large[1:2, 1::3, 1::3], small, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pooled, small, rtol=1e-4, atol=1e-4)
+    # And different places are told apart, along each axis.
+    cells = large.flatten(0, 2)
+    assert float((torch.cdist(cells, cells) + 9 * torch.eye(len(cells))).min()) > 0.1
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_where_a_token_lies_is_learned_from_its_place_alone(places):
+    """Features that are the same everywhere, and tokens that should say how far down and across they lie."""
+    torch.manual_seed(0)
+    connector = LinearConfig(places=places).build(6, 8, 0.1)
+    shapes = ((1, 4, 4), (1, 5, 3))
+    features = torch.ones(sum(math.prod(shape) for shape in shapes), 6)
+    wanted = torch.cat([torch.cartesian_prod(*((torch.arange(n) + 0.5) / n for n in shape[1:])) for shape in shapes])
+    optimizer = torch.optim.Adam(connector.parameters(), 0.03)
+    for _ in range(150):
+        loss = (connector(features, shapes)[:, :2] - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (loss < 0.001) if places else (loss > 0.05)
+
+
+@pytest.mark.parametrize("kind", ["resampler", "spatio_temporal"])
+def test_tokens_that_read_many_places_have_none(kind):
+    where = "model.modalities.image.connector"
+    with pytest.raises(ConfigError, match=f"{where}.places: its tokens have no place; leave `places` out"):
+        load_config("configs/tiny.yaml", [f"{where}={{kind: {kind}, places: true}}"])
+    load_config("configs/tiny.yaml", [f"{where}={{kind: {kind}}}"])
+    load_config("configs/tiny.yaml", [f"{where}={{kind: mlp, places: true}}"])
