@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 SCENES := .cache/demo/scenes
 SHARDS := .cache/demo/shards
+TALK := .cache/referential_shards
 # Where two cores are shared, OpenMP threads that spin while they wait make everything many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN | awk '{print ($$1 > 8) ? 8 : $$1}')
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test checks format golden tiny clean
+.PHONY: help demo scenes test checks format golden tiny clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -31,6 +32,22 @@ $(SHARDS): .venv/demo
 	$(BIN)/python data_prep/make_shards.py caption $(SCENES) $@.partial/captions-test --split test
 	$(BIN)/python data_prep/make_shards.py instruct $(SCENES) $@.partial/instruct-train --split train
 	mv $@.partial $@
+
+# What configs/demo_full.yaml learns from and checkpoints/demo is scored on.
+$(TALK): .venv/demo
+	$(BIN)/python data_prep/referential_scenes.py
+	rm -rf $@ $@.partial
+	set -e; for about in objects:refer one:refer questions:vqa talk:instruct rounds:visdial; do \
+	  $(BIN)/python data_prep/make_shards.py $${about#*:} .cache/referential_scenes $@.partial/$${about%:*}-train \
+	    --split train --set about=$${about%:*}; done
+	set -e; for split in test kinds; do for about in objects:refer things:reg questions:vqa rounds:visdial; do \
+	  $(BIN)/python data_prep/make_shards.py $${about#*:} .cache/referential_scenes $@.partial/$${about%:*}-$$split \
+	    --split $$split --set about=$${about%:*}; done; done
+	mv $@.partial $@
+
+scenes: .venv/demo  ## the scenes of configs/demo_full.yaml, and the base models
+	$(BIN)/python data_prep/base_models.py smollm2 efficientnet_lite0
+	test -d $(TALK) || $(MAKE) $(TALK)
 
 demo: .venv/demo  ## the main job on real input: data, two training stages, scores, a page to look at
 	$(BIN)/python data_prep/base_models.py smollm2 efficientnet_lite0

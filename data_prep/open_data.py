@@ -25,6 +25,14 @@ from data_prep.packages import DOWNLOADS, ROOT, Package, PackageError, fetch, fe
 from data_prep.progress import Progress
 from data_prep.stamp_scenes import TUXPAINT
 
+OPENCV = Package(
+    "debian",
+    "opencv-doc",
+    "4.6.0+dfsg-12",
+    "opencv-doc_4.6.0+dfsg-12_all.deb",
+    "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a",
+    "Apache-2.0 and BSD-3-Clause (the package)",
+)
 POCKETSPHINX = Package(
     "debian",
     "pocketsphinx-testdata",
@@ -105,14 +113,7 @@ SETS = {
                 2_255_186,
             ),
             Part(
-                Package(
-                    "debian",
-                    "opencv-doc",
-                    "4.6.0+dfsg-12",
-                    "opencv-doc_4.6.0+dfsg-12_all.deb",
-                    "4b12681df35878207ac7097dc66184b2ae552e4bf4ddd2af04a0f03ed0b8682a",
-                    "Apache-2.0 and BSD-3-Clause (the package)",
-                ),
+                OPENCV,
                 "usr/share/doc/opencv-doc/examples/data",
                 95_715_012,
             ),

@@ -88,7 +88,7 @@ QUESTIONS = {
     "where": ("Where is the {label}?", "Where do you see the {label}?", "In which part is the {label}?"),
     "count": ("How many objects are there?", "How many things do you see?", "Count the objects."),
 }
-_NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,9 @@ def compose(
     left as it is; ValueError is raised for one made with others, and for arguments that cannot be.
     """
     fewest, most = objects_per_scene
-    if not 1 <= fewest <= most <= min(len(cut_outs), len(_NUMBERS) - 1):
+    if not 1 <= fewest <= most <= min(len(cut_outs), len(NUMBERS) - 1):
         raise ValueError(
-            f"objects per scene {fewest} to {most}; wanted 1 <= MIN <= MAX <= {min(len(cut_outs), len(_NUMBERS) - 1)}"
+            f"objects per scene {fewest} to {most}; wanted 1 <= MIN <= MAX <= {min(len(cut_outs), len(NUMBERS) - 1)}"
         )
     if num_scenes < 1 or image_size < 32 or seed < 0:
         raise ValueError(f"{num_scenes} scenes of {image_size} pixels with seed {seed}; wanted at least 1, 32 and 0")
@@ -232,7 +232,7 @@ def compose(
         (made / "images").mkdir(parents=True)
         write = partial(_write_scene, made, split, seed, image_size, objects_per_scene)
         with _mapper(num_processes, cut_outs) as each:
-            rows = list(_with_progress(each(write, range(num_scenes)), num_scenes, split))
+            rows = list(with_progress(each(write, range(num_scenes)), num_scenes, split))
         for number, name in enumerate(("captions.jsonl", "instruct.jsonl")):
             lines = (json.dumps(row[number], ensure_ascii=False) + "\n" for row in rows)
             (made / name).write_text("".join(lines), encoding="utf-8")
@@ -245,7 +245,7 @@ def draw_scene(
     cut_outs: Sequence[CutOut], image_size: int, objects_per_scene: tuple[int, int], rng: np.random.Generator
 ) -> Scene:
     """A scene of some of the cut-outs, each at most once; they do not cover each other."""
-    background = _background(image_size, rng)
+    background = made_background(image_size, rng)
     picture = background.copy()
     taken = np.zeros((image_size, image_size), bool)
     num_objects = int(rng.integers(objects_per_scene[0], objects_per_scene[1] + 1))
@@ -254,7 +254,7 @@ def draw_scene(
         # Several things are smaller, so that there is room; still less where the room was not found.
         side = image_size * rng.uniform(0.4, 0.8) / num_objects**0.5
         while True:
-            pasted = _varied(cut_outs[index].picture, round(side), rng)
+            pasted = varied(cut_outs[index].picture, round(side), rng)
             x = int(rng.integers(0, max(1, image_size - pasted.width + 1)))
             y = int(rng.integers(0, max(1, image_size - pasted.height + 1)))
             mask = np.zeros_like(taken)
@@ -266,7 +266,7 @@ def draw_scene(
         picture.paste(pasted, (x, y), pasted)
         taken |= mask
         things.append(cut_outs[index])
-        boxes.append(_extent(mask))
+        boxes.append(extent(mask))
     return Scene(picture, background, tuple(things), tuple(boxes))
 
 
@@ -332,13 +332,13 @@ def _exchanges(scene: Scene, image_size: int, can_count: bool, rng: np.random.Ge
                 question = question.format(label=scene.things[index].label)
                 answer = place(scene.boxes[index], image_size)
             case _:
-                answer = f"{_NUMBERS[len(scene.things)]}."
+                answer = f"{NUMBERS[len(scene.things)]}."
         said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     said[0]["value"] = f"<image>\n{said[0]['value']}"
     return said
 
 
-def _varied(picture: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
+def varied(picture: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
     """The cut-out mirrored or not, a little turned, brighter or darker, with longer side `side`; cropped to what
     shows. Alpha that would hardly show is none, so that boxes end where one sees the thing end.
     """
@@ -354,16 +354,16 @@ def _varied(picture: Image.Image, side: int, rng: np.random.Generator) -> Image.
     pixels[..., 3][pixels[..., 3] < 48] = 0
     if not pixels[..., 3].any():  # a hair that vanished when made smaller
         pixels[..., 3] = 255
-    return Image.fromarray(pixels).crop(_extent(pixels[..., 3] > 0))
+    return Image.fromarray(pixels).crop(extent(pixels[..., 3] > 0))
 
 
-def _extent(mask: np.ndarray) -> tuple[int, int, int, int]:
+def extent(mask: np.ndarray) -> tuple[int, int, int, int]:
     """x1, y1, x2, y2 of what is true in the mask [height, width], x2 and y2 just behind the last."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _background(size: int, rng: np.random.Generator) -> Image.Image:
+def made_background(size: int, rng: np.random.Generator) -> Image.Image:
     """One colour, a gradient between two, or a cloudy texture, chosen at random."""
     first, second = rng.uniform(40, 255, (2, 3))
     kind = rng.integers(3)
@@ -512,7 +512,7 @@ def _receive(cut_outs: Sequence[CutOut]) -> None:
     _cut_outs[:] = cut_outs
 
 
-def _with_progress(rows: Iterator[Any], total: int, split: str, every_s: float = 2.0) -> Iterator[Any]:
+def with_progress(rows: Iterator[Any], total: int, split: str, every_s: float = 2.0) -> Iterator[Any]:
     """The rows; says on stderr how many have passed and how long the rest will take."""
     start = said = time.monotonic()
     for count, row in enumerate(rows, 1):

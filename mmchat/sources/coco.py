@@ -114,7 +114,7 @@ _OPTIONS = {"leak": LEAK}
 SOURCES = {
     "coco_captions": Source(("caption",), _CAPTIONS, read_coco_captions, _OPTIONS),
     "coco_instances": Source(
-        ("rec", "reg"),
+        ("rec", "reg", "refer"),
         _INSTANCES,
         read_coco_instances,
         _OPTIONS | {"absent": "how many categories to ask for that a picture does not show (default 0)"},

@@ -20,7 +20,8 @@ def read_visdial(files: Files, split: str, options: Mapping[str, str]) -> Iterat
 
     The set's questions and answers, which dialogues name by number, are held in memory (100 MB for train). Candidates
     are kept outside of train, or as `--set candidates=yes|no` says. Pictures: COCO train2014 and val2014 for train,
-    VisualDialog_val2018 and VisualDialog_test2018 for the others.
+    VisualDialog_val2018 and VisualDialog_test2018 for the others. Of a dense annotation that fits no round the
+    dialogue stays, and of candidates that name nothing the round, without them: both count where it is evaluated.
     """
     name = files.one(f"visdial_1.0_{split}.json", f"*/visdial_1.0_{split}.json")
     if (candidates := options.get("candidates", "no" if split == "train" else "yes")) not in ("yes", "no"):
@@ -45,18 +46,24 @@ def read_visdial(files: Files, split: str, options: Mapping[str, str]) -> Iterat
                 case {"image_id": int(image), "caption": str(caption), "dialog": [_, *_] as rounds}:
                     said = [_round(one, questions, answers, with_candidates) for one in rounds]
                     for place, one in enumerate(said, 1):
-                        if (relevance := dense.get((image, place))) is not None and "options" in one:
-                            if len(relevance) != len(one["options"]):
-                                raise SampleError(
-                                    "unlike rows", f"{len(relevance)} relevances of {len(one['options'])}"
-                                )
+                        num_options = len(one.get("options", []))
+                        if not num_options or (relevance := dense.pop((image, place), None)) is None:
+                            continue
+                        if len(relevance) == num_options:
                             one["relevance"] = relevance
+                        else:
+                            where = f"image {image} round {place}"
+                            found = f"{where}: {len(relevance)} relevances of {num_options} candidates"
+                            yield SampleError("unlike rows", found)
                     facts = {"caption": caption, "rounds": said, "image_id": image}
                     yield Record(f"{image:012d}", facts, (_visdial_picture(files, image, split),))
                 case _:
                     raise SampleError("unreadable row", f"wanted image_id, caption and dialog; {dialog!r:.200}")
         except UNREADABLE as error:
             yield problem(error, f"{name} dialog {number}")
+    if with_candidates:
+        for image, place in dense:
+            yield SampleError("dense annotation of no round", f"{name} has no usable round {place} of image {image}")
 
 
 def _round(one: Any, questions: list[str], answers: list[str], with_candidates: bool) -> dict[str, Any]:
@@ -66,10 +73,12 @@ def _round(one: Any, questions: list[str], answers: list[str], with_candidates: 
         if "answer" in one:
             said["answer"] = answers[_index(one["answer"])]
         if with_candidates and "answer_options" in one:
-            said["options"] = [answers[_index(i)] for i in one["answer_options"]]
             if "gt_index" in one:
-                said["gt_index"] = _index(one["gt_index"])
-                said["options"][said["gt_index"]]
+                said["gt_index"] = one["gt_index"]
+            try:
+                said["options"] = [answers[_index(i)] for i in one["answer_options"]]
+            except (IndexError, TypeError):
+                said["options"] = []
         return said
     except (KeyError, IndexError, TypeError) as error:
         raise SampleError("unreadable round", f"{error!r} in {one!r:.200}") from error

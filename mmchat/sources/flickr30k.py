@@ -67,7 +67,7 @@ def read_captions(files: Files, split: str, options: Mapping[str, str]) -> Itera
 _MARKS = ("Sentences/*.txt", "*/Sentences/*.txt")
 
 SOURCES = {
-    "flickr30k_entities": Source(("spot",), _MARKS, read_entities),
+    "flickr30k_entities": Source(("spot", "ground"), _MARKS, read_entities),
     "flickr30k_captions": Source(("caption",), _MARKS, read_captions),
 }
 

@@ -164,6 +164,65 @@ def _scene(row: dict[str, Any], key: str, find: Find) -> Record:
     return Record(key, facts, (find("image", row.get("image", "")),))
 
 
+def read_referential_scenes(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+    """SPLIT/scenes.jsonl, as data_prep/referential_scenes.py writes it; a scene without such facts is no record.
+
+    about: objects (expressions of each kind, caption with phrases), things (all expressions of each thing together,
+    which is what a description is compared with), one (objects of the scenes that show one thing), questions, talk
+    (three turns), rounds (of Visual Dialog).
+    """
+    about = options.get("about", "objects")
+    if about not in _SCENE_FACTS:
+        raise ValueError(f"about is one of {', '.join(_SCENE_FACTS)}, not {about}")
+
+    def record(row: dict[str, Any], key: str, find: Find) -> Record:
+        return Record(key, _scene_facts(about, row), (find("image", row["image"]),))
+
+    for one in records_of(files, files.one(f"{split}/scenes.jsonl"), record):
+        if isinstance(one, SampleError) or one.facts:
+            yield one
+
+
+def _scene_facts(about: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Facts of one row; none where the scene has none of this kind. Raises KeyError and SampleError."""
+    found = row[_SCENE_FACTS[about]]
+    if not isinstance(found, list):
+        raise SampleError("unreadable row", f"wanted a list under {_SCENE_FACTS[about]!r}, found {found!r:.200}")
+    if not found or (about == "one" and len(row["phrases"]) != 1):
+        return {}
+    match about:
+        case "objects" | "one":
+            return {**found[0], "more": found[1:], "caption": row["caption"], "phrases": row["phrases"]}
+        case "things":
+            found = _by_thing(found)
+            return {**found[0], "more": found[1:]} if found else {}
+        case "questions":
+            return {**found[0], "more": found[1:]}
+        case "talk":
+            return {"turns": found}
+    return {"caption": row["caption"], "rounds": found}
+
+
+def _by_thing(targets: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One target a box, with all that means it alone; its plain name first where it has one."""
+    words: dict[tuple[int, ...], list[str]] = {}
+    for target in sorted(targets, key=lambda target: target["kind"] != "name"):
+        if len(target["boxes"]) == 1:
+            words.setdefault(tuple(target["boxes"][0]), []).extend(target["expressions"])
+    return [{"expressions": expressions, "boxes": [list(box)]} for box, expressions in words.items()]
+
+
+# Which list of a row holds the facts.
+_SCENE_FACTS = {
+    "objects": "targets",
+    "things": "targets",
+    "one": "targets",
+    "questions": "questions",
+    "talk": "turns",
+    "rounds": "rounds",
+}
+
+
 def read_fillets(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """Dialogues of the game Fish Fillets: script/LEVEL/*dialogs_cs.lua with recordings sound/LEVEL/cs/ID.ogg.
 
@@ -311,6 +370,12 @@ SOURCES = {
         {"language": "only this one, a code such as fr or pt_BR (default: all)"},
     ),
     "scenes": Source(("rec", "reg", "spot"), ("{split}/captions.jsonl",), read_scenes),
+    "referential_scenes": Source(
+        ("refer", "rec", "reg", "spot", "caption", "vqa", "instruct", "visdial"),
+        ("{split}/scenes.jsonl",),
+        read_referential_scenes,
+        {"about": "objects (default), things (for reg), one (scenes of one thing), questions, talk or rounds"},
+    ),
     "fillets": Source(("transcribe",), ("script/*/dialogs_*.lua",), read_fillets, {"language": "cs (default) or nl"}),
     "clips": Source(
         ("caption",), tuple(CLIPS), read_clips, {"sound": "yes: clips with a sound track show it too (default: no)"}

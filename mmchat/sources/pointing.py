@@ -14,6 +14,7 @@ from mmchat.sources.source import Source
 from mmchat.sources.visual_genome import genome_picture
 
 _POINTQA = tuple(f"{at}{kind}qa_dataset.json" for at in ("", "*/") for kind in ("local", "looktwice"))
+_SHAPES = ("point", "box")
 _QUESTIONS = {"general": "general_question", "object": "obj_question", "super": "super_question"}
 
 
@@ -29,9 +30,7 @@ def _pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[R
     if listed is None:
         raise ValueError(f"{files} has none of {', '.join(lists)}, which list the pictures of the split {split}")
     images = {str(number) for number in files.rows(listed)}
-    shape, question = options.get("region", "point"), _QUESTIONS.get(options.get("question", "general"))
-    if shape not in ("point", "box") or question is None:
-        raise ValueError(f"--set region=point|box, --set question={'|'.join(_QUESTIONS)}; found {dict(options)}")
+    shapes, questions = _chosen(options, "region", _SHAPES), _chosen(options, "question", tuple(_QUESTIONS))
     for image, asked in files.pairs(name):
         if image not in images:
             continue
@@ -44,7 +43,7 @@ def _pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[R
             continue
         for number, row in enumerate(asked):
             try:
-                for place, (text, region, answer) in enumerate(_pointed(row, shape, question)):
+                for place, (text, region, answer) in enumerate(_pointed(row, shapes, questions)):
                     facts = {"question": text, "answers": [answer], "regions": [{"media": 0, **region}]}
                     yield Record(f"{image}/{number}-{place}", facts, (item,))
             except (*UNREADABLE, ValueError) as error:
@@ -57,19 +56,31 @@ def read_pointqa(files: Files, split: str, options: Mapping[str, str]) -> Iterat
     return grouped(found) if is_grouped(options, split) else found
 
 
-def _pointed(row: Mapping[str, Any], shape: str, question: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+def _chosen(options: Mapping[str, str], name: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    found = options.get(name, known[0])
+    if found not in (*known, "each"):
+        raise ValueError(f"--set {name}={'|'.join((*known, 'each'))}; found {found}")
+    return known if found == "each" else (found,)
+
+
+def _pointed(
+    row: Mapping[str, Any], shapes: tuple[str, ...], questions: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Question, place and answer; a question of LocalQA has an answer for each of its objects."""
     if "all_objs" in row:
         boxes, points, answers = row["all_objs"], row["points"], row["all_ans"]
         if not len(boxes) == len(points) == len(answers):
             raise SampleError("unlike rows", f"{len(boxes)} objects, {len(points)} points, {len(answers)} answers")
         for box, point, answer in zip(boxes, points, answers, strict=True):
-            yield row["question"], _place(shape, box, point), str(answer)
+            for shape in shapes:
+                yield row["question"], _place(shape, box, point), str(answer)
     else:
         point = row.get("point")
-        if shape == "point" and point is None:
+        if point is None and "box" not in shapes:
             raise SampleError("no point", "this question has a box only: --set region=box")
-        yield row[question], _place(shape, row["bbox"], point), str(row["ans"])
+        for shape in shapes if point is not None else ("box",):
+            for question in questions:
+                yield row[_QUESTIONS[question]], _place(shape, row["bbox"], point), str(row["ans"])
 
 
 def _place(shape: str, box: Any, point: Any) -> dict[str, Any]:
@@ -124,8 +135,8 @@ SOURCES = {
         _POINTQA,
         read_pointqa,
         {
-            "region": "point (default) or box: how the place is named",
-            "question": "of LookTwiceQA: general (default), object or super",
+            "region": "point (default), box or each: how the place is named; each asks once in both ways",
+            "question": "of LookTwiceQA: general (default), object, super or each",
             **GROUPED,
         },
     ),

@@ -69,7 +69,7 @@ def read_refcoco(files: Files, split: str, options: Mapping[str, str]) -> Iterat
 
 SOURCES = {
     "refcoco": Source(
-        ("rec", "reg"),
+        ("rec", "reg", "refer"),
         _MARKS,
         read_refcoco,
         {

@@ -69,16 +69,30 @@ def _record(row: dict[str, Any], key: str, find: Find, options: Mapping[str, str
             facts = {"question": text, "candidates": boxes, "answer": boxes.index(box)}
             return Record(key, facts, (picture(path),))
         case {"file_path": str(path), "bbox": [*box], "point": [*point], "answer": str(answer)}:  # pointQA_*
-            asked = row.get("question", row.get(_QUESTIONS[_choice(options, "question", tuple(_QUESTIONS))]))
-            region = {"point": point} if _choice(options, "region", ("point", "box")) == "point" else {"box": box}
-            facts = {"question": asked, "answers": [answer], "regions": [{"media": 0, **region}]}
-            return Record(key, facts, (picture(path),))
+            return Record(key, _pointed(row, box, point, answer, options), (picture(path),))
         case {"question": str(text), "annotation": {"multiple_choice_answer": str(answer)}}:  # v2_OpenEnded_*
             item = find("image", row.get("image_path", row.get("image_id")))
             return Record(key, {"question": text, "answers": [answer]}, (item,))
         case {"image": str(path), "text": str(text), "label": str(answer)}:  # coco_pope_*
             return Record(key, {"question": text, "answers": [answer.lower()]}, (find("image", path),))
     raise SampleError("unknown row", f"no family has the keys {sorted(row)!r:.200}")
+
+
+def _pointed(
+    row: Mapping[str, Any], box: list[Any], point: list[Any], answer: str, options: Mapping[str, str]
+) -> dict[str, Any]:
+    """PointQA: a question of LocalQA, or LookTwiceQA's in one way or in all three, about a point, a box or both."""
+    kind = _choice(options, "question", (*_QUESTIONS, "each"))
+    shape = _choice(options, "region", ("point", "box", "each"))
+    names = list(_QUESTIONS.values()) if kind == "each" else [_QUESTIONS[kind]]
+    texts = [row["question"]] if "question" in row else [row.get(name) for name in names]
+    places = {"point": point, "box": box}
+    first, *more = [
+        {"question": text, "answers": [answer], "regions": [{"media": 0, name: places[name]}]}
+        for name in (places if shape == "each" else (shape,))
+        for text in texts
+    ]
+    return first | ({"more": more} if more else {})
 
 
 def _choice(options: Mapping[str, str], name: str, allowed: Sequence[str]) -> str:
@@ -178,13 +192,13 @@ def _native(row: dict[str, Any], key: str, find: Find, said: list[Any], target: 
 
 SOURCES = {
     "shikra": Source(
-        ("rec", "reg", "caption", "spot", "instruct", "vqa", "point"),
+        ("rec", "reg", "refer", "caption", "spot", "ground", "instruct", "vqa", "point"),
         _MARKS,
         read_shikra,
         {
             "answer": "of GPT4GEN rows: grounded (default), cot or short",
-            "question": "of pointQA_twice rows: general (default), object or super",
-            "region": "of pointQA rows: point (default) or box",
+            "question": "of pointQA_twice rows: general (default), object, super or each",
+            "region": "of pointQA rows: point (default), box or each",
         },
     ),
 }

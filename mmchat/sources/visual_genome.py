@@ -105,8 +105,8 @@ def read_questions(files: Files, split: str, options: Mapping[str, str]) -> Iter
 _OPTIONS = {"leak": f"{LEAK}; told by the coco_id in image_data.json"}
 
 SOURCES = {
-    "visual_genome_regions": Source(("rec", "reg"), ("region_descriptions.json",), read_regions, _OPTIONS),
-    "visual_genome_objects": Source(("rec", "reg"), ("objects.json",), read_objects, _OPTIONS),
+    "visual_genome_regions": Source(("rec", "reg", "refer"), ("region_descriptions.json",), read_regions, _OPTIONS),
+    "visual_genome_objects": Source(("rec", "reg", "refer"), ("objects.json",), read_objects, _OPTIONS),
     "visual_genome_qa": Source(
         ("vqa",),
         ("question_answers.json",),

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image, ImageDraw
 
+from data_prep.scene_language import Thing, language
 from tests import tiny
 from tests.sources.fixture import Fixture, Fixtures
 
@@ -88,6 +89,22 @@ def scenes(folder: Path) -> Fixture:
         rows.append({"image": f"images/{i:06d}.jpg", "caption": caption, "objects": listed})
     (folder / "train/captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Fixture("rec", folder, 4, {"unreadable objects": 1}, other_tasks=("reg", "spot"))
+
+
+def referential_scenes(folder: Path, about: str, task: str, *other_tasks: str) -> Fixture:
+    """What referential_scenes.py writes, by its own code; one row without boxes, one scene that has no such facts."""
+    (folder / "train/images").mkdir(parents=True)
+    rows = []
+    for i in range(4):
+        (folder / f"train/images/{i:06d}.jpg").write_bytes(tiny.picture("red", random.Random(i)))
+        things = [Thing("ring", "a", "", (2, 1, 12, 9), 60), Thing("dot", "a", "red", (24, 12, 44, 28), 250)]
+        facts = language(things, (48, 48), [f"sign {n}" for n in range(60)], np.random.default_rng(i))
+        rows.append({"id": f"train-{i}", "image": f"images/{i:06d}.jpg", **facts})
+    rows[2] |= {"targets": 7, "questions": 7, "turns": 7, "rounds": 7}
+    rows[3] |= {"targets": [], "questions": [], "turns": [], "rounds": []}
+    (folder / "train/scenes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--set", f"about={about}")
+    return Fixture(task, folder, 2, {"unreadable row": 1}, options=options, other_tasks=other_tasks)
 
 
 def fillets(folder: Path) -> Fixture:
@@ -194,6 +211,11 @@ FIXTURES: Fixtures = {
     "stamps": stamps,
     "stamp_speech": stamp_speech,
     "scenes": scenes,
+    "referential_scenes": lambda folder: referential_scenes(folder, "objects", "refer", "rec", "reg", "spot"),
+    "referential_scenes:things": lambda folder: referential_scenes(folder, "things", "reg"),
+    "referential_scenes:questions": lambda folder: referential_scenes(folder, "questions", "vqa"),
+    "referential_scenes:talk": lambda folder: referential_scenes(folder, "talk", "instruct"),
+    "referential_scenes:rounds": lambda folder: referential_scenes(folder, "rounds", "visdial"),
     "fillets": fillets,
     "clips": clips,
     "pocketsphinx": pocketsphinx,

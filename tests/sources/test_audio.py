@@ -11,6 +11,7 @@ from mmchat.conversation import Record
 from mmchat.sources import read_source
 from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
+from mmchat.tasks.question import Answer, Protocol
 from tests.sources.fixtures_audio import FIXTURES
 from tests.sources.made import records_of
 
@@ -76,7 +77,9 @@ def test_clotho(tmp_path: Path) -> None:
 
 def test_the_word_error_rate_counts_words_of_all_records() -> None:
     records = [Record("a", {"text": "ONE TWO THREE"}), Record("b", {"text": "It's four."})]
-    scores = TASKS["transcribe"].score(["one too three!", "it\u2019s four"], records)
+    questions = [question for record in records for question in TASKS["transcribe"].questions(record, Protocol())]
+    answers = [Answer("one too three!"), Answer("it\u2019s four")]
+    scores = TASKS["transcribe"].score(answers, questions, Protocol())
     assert scores == {"word_error_rate": pytest.approx(1 / 5), "exact_match": 0.5}
 
 

@@ -45,6 +45,22 @@ def test_look_twice_asks_in_three_ways(tmp_path: Path) -> None:
         list(read_source("pointqa", Files(tmp_path), "val", {"question": "all"}))
 
 
+def test_every_way_to_ask_is_drawn_from_one_record(tmp_path: Path) -> None:
+    FIXTURES["pointqa:local"](tmp_path / "local")
+    options = {"region": "each", "question": "each", "grouped": "yes"}
+    found = [
+        one for one in read_source("pointqa", Files(tmp_path / "local"), "test", options) if isinstance(one, Record)
+    ]
+    asked = [facts for one in found for facts in (one.facts, *one.facts["more"])]
+    assert len(found) == 2 and len(asked) == 2 * 4  # two objects by point and by box
+    FIXTURES["pointqa:twice"](tmp_path / "twice")
+    found = [
+        one for one in read_source("pointqa", Files(tmp_path / "twice"), "val", options) if isinstance(one, Record)
+    ]
+    texts = {facts["question"] for one in found for facts in (one.facts, *one.facts["more"])}
+    assert len(texts) == 3, "without a point, each is asked about by its box"
+
+
 def test_visual7w_puts_the_right_box_first(tmp_path: Path) -> None:
     good, _ = records_of(FIXTURES["visual7w"](tmp_path), "visual7w")
     assert good[0].facts == {

@@ -56,8 +56,18 @@ def test_what_pointqa_asks_about(tmp_path: Path) -> None:
     assert isinstance(record, Record) and record.facts["question"] == "How many of these shapes?"
     asked = TASKS["vqa"].conversation(record, random.Random(0)).turns[0]
     assert [part.box for part in asked.parts if isinstance(part, Region)] == [tuple(BOX)]
-    with pytest.raises(ValueError, match="--set region is point or box, not circle"):
+    with pytest.raises(ValueError, match="--set region is point or box or each, not circle"):
         list(read_source("shikra", files, "any", {"region": "circle"}))
+
+
+def test_pointqa_in_every_way(tmp_path: Path) -> None:
+    facts = read("pointqa_twice", tmp_path, question="each", region="each").facts
+    asked = [facts, *facts["more"]]
+    assert len({one["question"] for one in asked}) == 3 and len(asked) == 6
+    assert {tuple(one["regions"][0]) for one in asked} == {("media", "point"), ("media", "box")}
+    (tmp_path / "local").mkdir()
+    local = read("pointqa_local", tmp_path / "local", region="each").facts
+    assert "point" in local["regions"][0] and ["box" in one["regions"][0] for one in local["more"]] == [True]
 
 
 def test_braces_in_native_text_are_text(tmp_path: Path) -> None:
