@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from mmchat.conversation import Region
@@ -37,6 +37,9 @@ WRITTEN: dict[Dialect, tuple[Unit, int]] = {
 NUMBER = r"-?\d+(?:\.\d*)?"
 # Numbers of one or several regions: commas inside a region, semicolons between regions (Shikra's form).
 NUMBERS = rf"\s*{NUMBER}(?:\s*[,;]\s*{NUMBER})*\s*"
+
+# The number of a region's picture. ASCII: int() reads every script's digits, but only these are ever written.
+WHICH = r"(?:#([0-9]{1,3}))?"
 
 # How far a region may reach past its picture: annotations count the last pixel or the line behind it.
 TOLERANCE_PX = 1.0
@@ -184,25 +187,35 @@ def number_groups(text: str) -> list[list[float]]:
 
 @dataclass(frozen=True)
 class ParsedRegions:
-    """What an answer held: its regions in reading order, and how many more marks looked like regions but were none."""
+    """What an answer held: its regions in reading order, and how many more marks looked like regions but were none.
+
+    parts: the text with its regions in place; marks that failed stay in it as text.
+    """
 
     regions: list[Region]
     num_failed: int
+    parts: list[str | Region] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class RegionFormat:
-    """How coordinates are written: a dialect, and the frame that the normalised dialects divide by.
+    """How coordinates are written: a dialect, the frame that the normalised dialects divide by, and how many decimals
+    are written where that is not the dialect's own number; `loc` has whole numbers only.
 
     `padded_square` is Shikra's: the picture is centred in a square of its longer side. `pixels` ignores the frame: it
-    counts pixels of the encoder's input.
+    counts pixels of the encoder's input. Where several pictures are shown, a mark starts with the number of its
+    picture, from one: `#2[0.100,0.250,0.500,0.750]`.
     """
 
     dialect: Dialect = "shikra"
     frame: Frame = "padded_square"
+    decimals: int | None = None
 
-    def render(self, region: Region, geometry: Geometry) -> str:
-        """The text of a box or point, as `check_region` left it. Raises SampleError for a tube, which has no text."""
+    def render(self, region: Region, geometry: Geometry, number: int | None = None) -> str:
+        """The text of a box or point, as `check_region` left it. Raises SampleError for a tube, which has no text.
+
+        number: of the region's picture, from one; None where only one is shown.
+        """
         if region.box is not None:
             points = [(region.box[0], region.box[1]), (region.box[2], region.box[3])]
         elif region.point is not None:
@@ -210,34 +223,50 @@ class RegionFormat:
         else:
             raise SampleError("region without a text", "found a tube; wanted a box or a point. Take one of its boxes")
         pairs = [self._written(x, y, geometry) for x, y in points]
+        which = "" if number is None else f"#{number}"
         if self.dialect == "loc":
-            return "".join(f"<loc{round(y):04d}><loc{round(x):04d}>" for x, y in pairs)
-        decimals = WRITTEN[self.dialect][1]
-        return "[" + ",".join(f"{value:z.{decimals}f}" for pair in pairs for value in pair) + "]"
+            return which + "".join(f"<loc{round(y):04d}><loc{round(x):04d}>" for x, y in pairs)
+        return which + "[" + ",".join(f"{value:z.{self._decimals}f}" for pair in pairs for value in pair) + "]"
 
-    def parse(self, text: str, geometry: Geometry, media: int = 0) -> ParsedRegions:
+    def parse(self, text: str, geometries: Sequence[Geometry | None]) -> ParsedRegions:
         """Every box and point in `text`, in original pixels; also Shikra's several in one bracket, `[..;..]`.
 
-        A mark with another count of numbers than two or four a region, beyond the dialect's range, or cut off by the
-        end of the text is counted as failed: half a box is no box.
+        A mark is counted as failed where it has another count of numbers than two or four a region, is beyond the
+        dialect's range, has its corners swapped, or is cut off by the end of the text: half a box is no box. So is one
+        whose picture is not there, or that names none of several.
+
+        Args:
+            geometries: of the pictures and videos that are shown, in order; None for one whose size is not known.
+                `Region.media` counts through them, from zero.
         """
-        regions: list[Region] = []
-        num_failed = 0
-        for groups in self._marks(text):
-            if groups and all(self._is_region(numbers) for numbers in groups):
-                regions += [self._region(numbers, geometry, media) for numbers in groups]
+        parts: list[str | Region] = []
+        num_failed = rest = 0
+        for match, which, groups in _marks(text, self.dialect == "loc"):
+            media = (int(which) if which else 1) - 1
+            is_named = bool(which) or len(geometries) == 1
+            geometry = geometries[media] if is_named and 0 <= media < len(geometries) else None
+            found = [self._region(numbers, geometry, media) for numbers in groups] if geometry is not None else []
+            regions = [region for region in found if region is not None]
+            if regions and len(regions) == len(found):
+                parts += [*([text[rest : match.start()]] if match.start() > rest else []), *regions]
+                rest = match.end()
             else:
                 num_failed += 1
-        return ParsedRegions(regions, num_failed)
+        parts += [text[rest:]] if rest < len(text) else []
+        return ParsedRegions([part for part in parts if isinstance(part, Region)], num_failed, parts)
 
     def unit(self, geometry: Geometry) -> tuple[float, float]:
         """Size of the last digit across and down, in original pixels; text is at most half of it off."""
+        digit = 10.0**-self._decimals
         if self.dialect == "pixels":
-            return 1 / geometry.scale_x, 1 / geometry.scale_y
+            return digit / geometry.scale_x, digit / geometry.scale_y
         width, height, _, _ = _frame(geometry.width, geometry.height, self.frame)
-        unit, decimals = WRITTEN[self.dialect]
-        share = 10**-decimals / FULL_SCALE[unit]
+        share = digit / FULL_SCALE[WRITTEN[self.dialect][0]]
         return width * share, height * share
+
+    @property
+    def _decimals(self) -> int:
+        return WRITTEN[self.dialect][1] if self.decimals is None or self.dialect == "loc" else self.decimals
 
     def _written(self, x: float, y: float, geometry: Geometry) -> tuple[float, float]:
         """The numbers that are written for a point in original pixels, before they are rounded."""
@@ -247,7 +276,12 @@ class RegionFormat:
         full = FULL_SCALE[WRITTEN[self.dialect][0]]
         return min(max((x + left) / width, 0.0), 1.0) * full, min(max((y + top) / height, 0.0), 1.0) * full
 
-    def _region(self, numbers: list[float], geometry: Geometry, media: int) -> Region:
+    def _region(self, numbers: list[float], geometry: Geometry, media: int) -> Region | None:
+        """The region of these numbers; None where they are none."""
+        full = FULL_SCALE.get(WRITTEN[self.dialect][0])
+        in_range = all(map(math.isfinite, numbers)) if full is None else all(0 <= number <= full for number in numbers)
+        if len(numbers) not in (2, 4) or not in_range:
+            return None
         pairs = list(zip(numbers[::2], numbers[1::2], strict=True))
         if self.dialect == "pixels":
             points = [geometry.to_original(x, y) for x, y in pairs]
@@ -255,19 +289,47 @@ class RegionFormat:
             pairs = [(x, y) for y, x in pairs] if self.dialect == "loc" else pairs
             place = (WRITTEN[self.dialect][0], geometry.width, geometry.height, self.frame)
             points = [read_point(pair, *place) for pair in pairs]
-        return Region(media, point=points[0]) if len(points) == 1 else Region(media, box=(*points[0], *points[1]))
+        if len(points) == 1:
+            return Region(media, point=points[0])
+        (x1, y1), (x2, y2) = points
+        return Region(media, box=(x1, y1, x2, y2)) if _in_order(x1, y1, x2, y2) else None
 
-    def _is_region(self, numbers: list[float]) -> bool:
-        full = FULL_SCALE.get(WRITTEN[self.dialect][0])
-        in_range = all(map(math.isfinite, numbers)) if full is None else all(0 <= number <= full for number in numbers)
-        return len(numbers) in (2, 4) and in_range
 
-    def _marks(self, text: str) -> Iterator[list[list[float]]]:
-        """The groups of numbers of each mark that looks like a region; none where it is malformed."""
-        if self.dialect == "loc":
-            for match in re.finditer(r"(?:<loc\d{4}>)+", text):
-                yield [[float(number) for number in re.findall(r"\d{4}", match[0])]]
-            return
-        for match in re.finditer(r"\[([\s\d.,;-]+)(\]|$)", text):
-            if re.search(r"\d", match[1]):
-                yield number_groups(match[1]) if match[2] and re.fullmatch(NUMBERS, match[1]) else []
+def in_place(text: str, regions: Sequence[Region], num_failed: int) -> list[str | Region] | None:
+    """The text with the regions in place that were read from it, whatever the dialect; marks that failed stay in it.
+
+    None where it is not clear which of the marks failed.
+    """
+    parts: list[str | Region] = []
+    left = list(regions)
+    rest = failed = 0
+    for match, _, groups in _marks(text, is_loc="<loc" in text):
+        if groups and all(len(numbers) == 2 or (len(numbers) == 4 and _in_order(*numbers)) for numbers in groups):
+            parts += [text[rest : match.start()], *left[: len(groups)]]
+            del left[: len(groups)]
+            rest = match.end()
+        else:
+            failed += 1
+    if left or failed != num_failed or sum(isinstance(part, Region) for part in parts) != len(regions):
+        return None
+    return [part for part in (*parts, text[rest:]) if part]
+
+
+def _in_order(x1: float, y1: float, x2: float, y2: float) -> bool:
+    """Whether these are corners of a box; so they are with x and y exchanged."""
+    return x1 <= x2 and y1 <= y2
+
+
+def _marks(text: str, is_loc: bool) -> Iterator[tuple[re.Match[str], str | None, list[list[float]]]]:
+    """Each mark that looks like a region, its picture's number, and its numbers; none where it is malformed."""
+    if is_loc:
+        # Also "<loc0307><loc08": a number that is cut off makes what stands before it half a box, not a point.
+        for match in re.finditer(rf"{WHICH}((?:<loc[0-9]+>?)+(?:<(?:l(?:oc?)?)?$)?)", text):
+            numbers = [float(number) for number in re.findall(r"[0-9]+", match[2])]
+            yield match, match[1], [numbers] if re.fullmatch(r"(?:<loc[0-9]{4}>)+", match[2]) else []
+        return
+    for match in re.finditer(rf"{WHICH}\[([\s\d.,;-]+)(\]?)", text):
+        is_cut = not match[3] and match.end() < len(text)  # "[0.1,0.2 and" is half a box, "[3 cups" is none
+        if re.search(r"\d\s*," if is_cut else r"\d", match[2]):
+            is_whole = match[3] and re.fullmatch(NUMBERS, match[2])
+            yield match, match[1], number_groups(match[2]) if is_whole else []

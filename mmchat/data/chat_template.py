@@ -22,9 +22,11 @@ from mmchat.errors import SampleError
 from mmchat.modalities import MediaPlan, Preprocess
 from mmchat.models.connector import AnyConnectorConfig
 from mmchat.models.fusion import AnyFusionConfig, FLoRAConfig, LateConfig
-from mmchat.regions import check_region
+from mmchat.regions import Geometry, ParsedRegions, check_region
 
 MAX_SHRINK = 4
+# What has places in it: a region names one of these by its number, so sounds do not count.
+SEEN: tuple[Modality, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,21 @@ class ChatTemplate:
             raise SampleError("nothing to learn", f"{key}: no learned turn is left within the budget")
         return sample
 
+    def read_regions(self, text: str, conversation: Conversation) -> ParsedRegions:
+        """The regions of an answer in original pixels; `Region.media` is an item's index in the conversation.
+
+        Args:
+            text: of the answer, regions as the model writes them.
+            conversation: that was answered. Of an absent item the header must be known, or regions in it fail.
+        Raises:
+            SampleError: an unknown modality, an unreadable header.
+        """
+        plans = self._plans(conversation, shrink=0)
+        seen = [i for i, (ref, _) in enumerate(plans) if ref.modality in SEEN]
+        found = self.config.regions.parse(text, [self._geometry(*plans[i]) for i in seen])
+        parts = [replace(part, media=seen[part.media]) if isinstance(part, Region) else part for part in found.parts]
+        return ParsedRegions([part for part in parts if isinstance(part, Region)], found.num_failed, parts)
+
     def without_dropout(self) -> ChatTemplate:
         """The same template with training-time dropouts off."""
         off: dict[str, Any] = {"modality_dropout": {}} | (
@@ -311,6 +328,12 @@ class ChatTemplate:
             plans.append((ref, preprocess.plan(header, shrink)))
         return plans
 
+    def _geometry(self, ref: MediaRef, plan: MediaPlan | None) -> Geometry | None:
+        """Of an item whose size is known, also where it is absent."""
+        if plan is None and ref.header is not None and ref.modality in self.preprocesses:
+            plan = self.preprocesses[ref.modality].plan(ref.header)
+        return plan.geometry if plan is not None else None
+
 
 def _without(turn: Turn, gone: set[Modality]) -> Turn:
     parts: tuple[Part, ...] = tuple(
@@ -328,6 +351,7 @@ class _Writer:
         self.plans = plans
         self.key = key
         self.first_media = 0
+        self.num_placed = 0  # media items that the turns so far have shown, and those before the first one
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.media: list[PlannedMedia] = []
@@ -404,6 +428,7 @@ class _Writer:
 
     def _place(self, number: int) -> None:
         """Media item `number`: its placeholders and the text after them; nothing at all where it is absent."""
+        self.num_placed = number + 1
         ref, plan = self.plans[number]
         if plan is None:
             return
@@ -414,12 +439,8 @@ class _Writer:
         self._add(self.template.text_ids(self.template.config.media_suffix.get(ref.modality, "")), learned=False)
 
     def _region(self, region: Region) -> str:
-        geometry = None
-        if self.first_media <= region.media < len(self.plans):
-            ref, plan = self.plans[region.media]
-            if plan is None and ref.header is not None and ref.modality in self.template.preprocesses:
-                plan = self.template.preprocesses[ref.modality].plan(ref.header)  # dropped, but its size is known
-            geometry = plan.geometry if plan is not None else None
+        is_here = self.first_media <= region.media < len(self.plans)
+        geometry = self.template._geometry(*self.plans[region.media]) if is_here else None
         if geometry is None:
             raise SampleError(
                 "region without its picture",
@@ -428,6 +449,16 @@ class _Writer:
             )
         try:
             region = check_region(region, geometry.width, geometry.height)
-            return self.template.config.regions.render(region, geometry)
+            return self.template.config.regions.render(region, geometry, self._number(region.media))
         except SampleError as error:
             raise SampleError(error.reason, f"{self.key}: {error.detail}") from error
+
+    def _number(self, media: int) -> int | None:
+        """The number of a region's picture among those shown up to here, absent ones too; None for the only one.
+
+        Only what was said before counts, so that the text of a turn is the same whatever is shown later.
+        """
+        seen = [
+            i for i in range(self.first_media, max(self.num_placed, media + 1)) if self.plans[i][0].modality in SEEN
+        ]
+        return seen.index(media) + 1 if len(seen) > 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -14,12 +15,42 @@ MAX_ASKED = 8  # facts of one record that one conversation asks for
 
 
 def drawn(record: Record, rng: random.Random) -> list[Record]:
-    """Some of the facts under "more", each as a record, and last the record's own."""
+    """Some of the facts under "more", each as a record, and last the record's own.
+
+    Of those that tell each other's answer, one alone is among them: of targets with a box in common, and of equal
+    questions about the same places. The record's own comes before all others.
+    """
+    told, asked = _tells(record), list[Record]()
+    more = more_of(record)
+    for one in rng.sample(more, len(more)):
+        if len(asked) < MAX_ASKED - 1 and told.isdisjoint(tells := _tells(one)):
+            asked.append(one)
+            told |= tells
+    return [*asked, Record(record.key, record.facts)]
+
+
+def _tells(record: Record) -> set[object]:
+    """What a turn about these facts says: its boxes, its question."""
+    tells: set[object] = set(boxes_of(record, "boxes")) if "boxes" in record.facts else set()
+    if isinstance(question := record.facts.get("question"), str):
+        tells.add((*question.casefold().rstrip(" .?!").split(), json.dumps(record.facts.get("regions", []))))
+    return tells
+
+
+def more_of(record: Record) -> list[Record]:
+    """The facts under "more", each as a record."""
     more = record.facts.get("more", [])
     if not isinstance(more, list) or not all(isinstance(facts, dict) for facts in more):
         raise SampleError("unreadable facts", f"{record.key}: wanted a list under 'more', found {more!r:.200}")
-    asked = rng.sample(more, min(len(more), MAX_ASKED - 1))
-    return [Record(record.key, facts) for facts in (*asked, record.facts)]
+    return [Record(record.key, facts) for facts in more]
+
+
+def shown_in(record: Record) -> int:
+    """Which of the record's media its boxes lie in: the first picture or video."""
+    for i, item in enumerate(record.media):
+        if item.modality != "audio":
+            return i
+    raise SampleError("no media", f"{record.key}: wanted a picture or a video, found {len(record.media)} sounds")
 
 
 def text_of(record: Record, name: str) -> str:

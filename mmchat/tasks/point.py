@@ -8,47 +8,61 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from mmchat.conversation import Conversation, Part, Record, Region, Turn
+from mmchat.conversation import Conversation, Record, Region, Turn
 from mmchat.errors import SampleError
-from mmchat.tasks.box_score import iou, parsed_boxes
-from mmchat.tasks.facts import boxes_of, text_of
-
-PROMPTS = ("Which of these is it: {}?", "Choose one of {}.", "The candidates are {}. Point at the right one.")
+from mmchat.metrics.boxes import Box, best_candidate
+from mmchat.tasks.facts import boxes_of, shown_in, text_of
+from mmchat.tasks.prompts import CHOOSE
+from mmchat.tasks.question import Answer, Protocol, Question, last_question
+from mmchat.tasks.rec import placed, region_parts
 
 
 class Point:
     """Names the candidates in the question, in an order drawn anew, and answers with one of them."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
-        question, candidates, answer = text_of(record, "question"), *_candidates(record)
-        order = rng.sample(range(len(candidates)), len(candidates))
-        before, _, after = rng.choice(PROMPTS).partition("{}")
-        parts: list[Part] = [*record.media, f"{question} {before}"]
-        for place, i in enumerate(order):
-            parts += [*([" "] if place else []), Region(0, box=candidates[i])]
-        parts.append(after)
-        return Conversation((Turn("user", tuple(parts)), Turn("assistant", (Region(0, box=candidates[answer]),))))
+        return _asked(record, rng, rng)
 
-    def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
-        """Share of answers whose one box is nearer, by overlap, to the right candidate than to any other.
+    def questions(self, record: Record, protocol: Protocol) -> list[Question]:
+        """The one question. The candidates are always shuffled: the right one comes first in many a set's facts."""
+        order = random.Random(f"{protocol.seed}/{record.key}")
+        return [last_question(_asked(record, protocol.rng(record.key), order), record)]
 
-        What names no box, several boxes, or one that no candidate overlaps is wrong.
+    def judge(self, answer: Answer, question: Question, protocol: Protocol) -> float:
+        """Whether the answer's one box or point means the right candidate: see `metrics.boxes.best_candidate`."""
+        if answer.error or answer.num_failed or len(answer.regions) != 1:
+            return 0.0
+        (region,), (candidates, right) = answer.regions, _candidates(question.record)
+        is_there = region.media == shown_in(question.record)
+        return float(is_there and best_candidate(region, candidates) == candidates[right])
+
+    def score(
+        self, answers: Sequence[Answer], questions: Sequence[Question | None], protocol: Protocol
+    ) -> dict[str, float]:
+        """accuracy: share of answers that mean the right candidate. What names none or several regions is wrong.
+
+        parse_failures: share with a broken mark or no region at all, which are wrong too.
         """
-        return {"accuracy": sum(_is_right(*one) for one in zip(answers, records, strict=True)) / len(records)}
+        both = list(zip(answers, questions, strict=True))
+        right = sum(self.judge(answer, question, protocol) for answer, question in both if question is not None)
+        failed = sum(
+            bool(answer.num_failed or not answer.regions)
+            for answer, question in both
+            if question is not None and not answer.error
+        )
+        return {"accuracy": right / len(both), "parse_failures": failed / len(both)}
 
 
-def _candidates(record: Record) -> tuple[list[tuple[float, float, float, float]], int]:
+def _asked(record: Record, rng: random.Random, order: random.Random) -> Conversation:
+    media = shown_in(record)
+    question, candidates, answer = text_of(record, "question"), *_candidates(record)
+    shuffled = order.sample(candidates, len(candidates))
+    parts = [*record.media, f"{question} ", *placed(rng.choice(CHOOSE), region_parts(shuffled, media))]
+    return Conversation((Turn("user", tuple(parts)), Turn("assistant", (Region(media, box=candidates[answer]),))))
+
+
+def _candidates(record: Record) -> tuple[list[Box], int]:
     candidates, answer = boxes_of(record, "candidates"), record.facts.get("answer")
     if not isinstance(answer, int) or not 0 <= answer < len(candidates):
         raise SampleError("no answer", f"{record.key}: answer {answer!r:.50} of {len(candidates)} candidates")
     return candidates, answer
-
-
-def _is_right(answer: str, record: Record) -> bool:
-    try:
-        candidates, right = _candidates(record)
-    except SampleError:
-        return False
-    found = parsed_boxes(answer, record)
-    overlaps = [iou(found[0], candidate) for candidate in candidates] if len(found) == 1 else [0.0]
-    return max(overlaps) > 0 and overlaps.index(max(overlaps)) == right

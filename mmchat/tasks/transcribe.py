@@ -6,14 +6,16 @@ Facts: {"text": "...", "speaker": "..."}; a text in capitals only, as some corpo
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 
 import jiwer
+import regex
 
 from mmchat.conversation import Conversation, Record, Turn
 from mmchat.errors import SampleError
+from mmchat.metrics.text import WORD, composed
 from mmchat.tasks.facts import text_of
+from mmchat.tasks.question import Answer, Protocol, Question, last_question
 
 PROMPTS = (
     "What is said here?",
@@ -21,6 +23,14 @@ PROMPTS = (
     "Transcribe the recording.",
     "Please give a transcript.",
     "Which words are spoken?",
+    "Write out what is said.",
+    "Put this recording into writing.",
+    "What does the speaker say?",
+    "Tell me word for word what you hear.",
+    "Give me the words of this recording.",
+    "Type what is being said.",
+    "Take this down, please.",
+    "What are the words here?",
 )
 
 
@@ -30,16 +40,27 @@ class Transcribe:
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
         return Conversation((Turn("user", (*record.media, rng.choice(PROMPTS))), Turn("assistant", (_text(record),))))
 
-    def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
+    def questions(self, record: Record, protocol: Protocol) -> list[Question]:
+        """One: the words."""
+        return [last_question(self.conversation(record, protocol.rng(record.key)), record)]
+
+    def judge(self, answer: Answer, question: Question, protocol: Protocol) -> float:
+        """1 minus the word error rate, at least 0."""
+        return max(0.0, 1 - jiwer.wer(_words(_text(question.record)), _words(answer.said or "")))
+
+    def score(
+        self, answers: Sequence[Answer], questions: Sequence[Question | None], protocol: Protocol
+    ) -> dict[str, float]:
         """Word error rate (errors over all words of all records), and the share of records without an error.
 
-        Case and punctuation do not count; apostrophes inside words do.
+        Case and punctuation do not count; apostrophes inside words do. A record that could not be read counts as one
+        of mean length with every word wrong.
         """
-        wanted = [_words(_text(record)) for record in records]
-        heard = [_words(answer) for answer in answers]
-        counts = jiwer.process_words(wanted, heard)
-        exact = sum(a == b for a, b in zip(heard, wanted, strict=True))
-        return {"word_error_rate": counts.wer, "exact_match": exact / len(records)}
+        pairs = [(_words(_text(q.record)), _words(a.said or "")) for a, q in zip(answers, questions, strict=True) if q]
+        total, unread = len(questions), len(questions) - len(pairs)
+        rate = jiwer.process_words([wanted for wanted, _ in pairs], [said for _, said in pairs]).wer if pairs else 0.0
+        exact = sum(wanted == said for wanted, said in pairs)
+        return {"word_error_rate": (rate * len(pairs) + unread) / total, "exact_match": exact / total}
 
 
 def _text(record: Record) -> str:
@@ -50,4 +71,4 @@ def _text(record: Record) -> str:
 
 
 def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+(?:'\w+)*", text.lower().replace("\u2019", "'")))
+    return " ".join(regex.findall(rf"{WORD}(?:'{WORD})*", composed(text).replace("\u2019", "'")))

@@ -1,45 +1,121 @@
-"""Questions about pictures and videos, answered in a word or a phrase.
+"""Questions about pictures and videos, answered in a word or a phrase, with or without the reasons first.
 
-Facts: {"question": "...", "answers": ["...", ...], "regions": [{"media": 0, "box" | "point": [...]}]}. The first
-answer is the one that is learned, the others are further annotators'; regions, where there are any, are what the
-question is about. Optionally "more": further such facts about the same media, some of which are asked first, so that a
-picture with many questions is stored and encoded once.
+Facts: {"question": "...", "answers": ["...", ...], "regions": [{"media": 0, "box" | "point": [...]}], "cot": [{"text":
+"..."} | {"region": {"media": 0, "box": [...]}}, ...]}. The first answer is the one that is learned, the others are
+further annotators'; regions, where there are any, are what the question is about; cot, where there is one, is the chain
+of thought that leads to the answer, with or without the places that it looks at (Shikra, arXiv 2306.15195). Optionally
+"more": further such facts about the same media, some of which are asked first, so that a picture with many questions
+is stored and encoded once.
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
-from typing import Any
 
-from mmchat.conversation import Conversation, Part, Record, Turn
-from mmchat.tasks.facts import drawn, regions_of, text_of, texts_of
+from mmchat.conversation import Conversation, MediaRef, Part, Record, Region, Turn
+from mmchat.errors import SampleError
+from mmchat.metrics.text import score_texts
+from mmchat.metrics.vqa import vqa_accuracy
+from mmchat.tasks.facts import drawn, region_of, regions_of, text_of, texts_of
+from mmchat.tasks.question import Answer, Protocol, Question, asked_alone, last_question
 from mmchat.tasks.rec import spaced
-from mmchat.tasks.text_score import references, score_texts
 
-SHORT = (" Answer in a word or a short phrase.", " Give a short answer.", " Answer briefly.", "")
+SHORT = (
+    " Answer in a word or a short phrase.",
+    " Give a short answer.",
+    " Answer briefly.",
+    "",
+    " Keep it short.",
+    " A word or two will do.",
+    " One word, or a few.",
+    " Be brief.",
+    " A short answer, please.",
+    " Just the answer.",
+    " The answer alone, please.",
+    " In a word or a phrase.",
+    " No whole sentence is needed.",
+    " Say it in as few words as you can.",
+)
+WITH_PLACES = (
+    " Explain with the places that you look at, then answer.",
+    " Think step by step, say where you look, then answer.",
+    " Give your reasons, with the place of each thing that you name, then the answer.",
+    " Point to what you see on the way to the answer.",
+    " First say what you see and where it is; the answer comes last.",
+    " Reason with boxes, then answer.",
+    " Show where your reasons lie in the picture, then conclude.",
+    " Say where each thing is that matters here, then answer.",
+    " Before you answer, go through the places that matter.",
+    " Which places tell you? Name them, then answer.",
+    " Explain your answer, with positions.",
+    " Lead up to the answer, marking what you look at.",
+)
+IN_WORDS = (
+    " Explain in words, then answer.",
+    " Think step by step, then answer.",
+    " Give your reasons first, the answer last.",
+    " Say how you come to the answer, without positions.",
+    " First say what you see; the answer comes last.",
+    " Reason in words alone, then answer.",
+    " Explain, then conclude.",
+    " Before you answer, say what matters here.",
+    " Say what speaks for it, then answer.",
+    " How do you know? Explain, then answer.",
+    " Take it step by step, and end with the answer.",
+    " Put your thoughts into words before you answer.",
+)
 MARKS = tuple(".?!:;\u2026\u3002\uff1f\uff01\u061f")  # also those of Chinese and Arabic
-ABOUT = ("About {}: ", "Look at {}. ", "This is about {}. ")
+ABOUT = (
+    "About {}: ",
+    "Look at {}. ",
+    "This is about {}. ",
+    "With regard to {}: ",
+    "Concerning {}: ",
+    "See {}. ",
+    "Take {}. ",
+    "Here is a question about {}. ",
+    "I point at {}. ",
+    "I mean {}. ",
+    "Consider {}. ",
+    "At {}: ",
+)
 
 
 class VQA:
-    """Asks the questions as they are; the one that is scored is last."""
+    """Asks the questions as they are; the record's own is last."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
         turns: list[Turn] = []
         for one in drawn(record, rng):
-            question, answer = text_of(one, "question"), _answers(one)[0]
-            parts: list[Part] = [] if turns else [*record.media]
-            if regions := regions_of(one, one.facts.get("regions", [])):
-                before, _, after = rng.choice(ABOUT).partition("{}")
-                parts += [before, *spaced(regions), after]
-            turns.append(Turn("user", (*parts, asked(question) + rng.choice(SHORT))))
-            turns.append(Turn("assistant", (answer,)))
+            turns += _exchange(one, () if turns else record.media, rng)
         return Conversation(tuple(turns))
 
-    def score(self, answers: Sequence[str], records: Sequence[Record]) -> dict[str, float]:
-        """Compares each answer with the annotator's that is nearest to it."""
-        return score_texts(answers, [references(record, _answers) for record in records])
+    def questions(self, record: Record, protocol: Protocol) -> list[Question]:
+        """Each question of the record, alone."""
+        return asked_alone(record, lambda one: last_question(self.conversation(one, protocol.rng(one.key)), one))
+
+    def judge(self, answer: Answer, question: Question, protocol: Protocol) -> float:
+        """VQAv2's accuracy where the protocol says so; else 1 for an exact match, and token F1."""
+        said, wanted = _said(answer), _answers(question)
+        if protocol.match == "exact":
+            return max(score_texts([said], [wanted]).values())
+        return vqa_accuracy(said, _annotators(wanted))
+
+    def score(
+        self, answers: Sequence[Answer], questions: Sequence[Question | None], protocol: Protocol
+    ) -> dict[str, float]:
+        """`vqa_v2`: that set's accuracy. `exact`: exact match and token F1 with the annotator's that is nearest.
+
+        What stands before the last "The answer is" is not compared.
+        """
+        said = [_said(answer) for answer in answers]
+        wanted = [_answers(question) for question in questions]
+        if protocol.match == "exact":
+            return score_texts(said, wanted)
+        accuracies = [vqa_accuracy(text, _annotators(texts)) for text, texts in zip(said, wanted, strict=True)]
+        return {"accuracy": sum(accuracies) / len(accuracies)}
 
 
 def asked(question: str) -> str:
@@ -49,5 +125,66 @@ def asked(question: str) -> str:
     return question.removesuffix(mark).rstrip() + mark
 
 
-def _answers(record: Record) -> list[Any]:
-    return texts_of(record, "answers")
+def final_answer(text: str) -> str:
+    """What stands behind the last "The answer is", without a closing full stop; else the whole text."""
+    found = re.search(r".*\bthe answer is\b:?\s+(.+?)\s*\.?\s*$", text, re.IGNORECASE | re.DOTALL)
+    return found[1] if found else text
+
+
+def _exchange(one: Record, media: tuple[MediaRef, ...], rng: random.Random) -> tuple[Turn, Turn]:
+    """Question and answer; the media stands in front of the question."""
+    question, answer = text_of(one, "question"), texts_of(one, "answers")[0]
+    parts: list[Part] = [*media]
+    if regions := regions_of(one, one.facts.get("regions", [])):
+        before, _, after = rng.choice(ABOUT).partition("{}")
+        parts += [before, *spaced(regions), after]
+    if "cot" not in one.facts:
+        parts.append(asked(question) + rng.choice(SHORT))
+        return Turn("user", tuple(parts)), Turn("assistant", (answer,))
+    reasons = _reasons(one)
+    is_grounded = any(isinstance(part, Region) for part in reasons)
+    manner = rng.choice((*WITH_PLACES, *IN_WORDS) if is_grounded else IN_WORDS)
+    if manner in IN_WORDS:
+        reasons = [_without_places(reasons)]
+    parts.append(asked(question) + manner)
+    conclusion = f" The answer is {answer.strip().removesuffix('.').rstrip()}."
+    return Turn("user", tuple(parts)), Turn("assistant", (*reasons, conclusion))
+
+
+def _reasons(one: Record) -> list[Part]:
+    """The chain of thought as parts. Raises SampleError."""
+    found, parts = one.facts["cot"], list[Part]()
+    try:
+        for part in found:
+            match part:
+                case {"text": str(text)} if text:
+                    parts.append(text)
+                case {"region": {"media": int()} as region}:
+                    parts.append(region_of(region))
+                case _:
+                    raise ValueError(f"wanted text or a region, found {part!r:.200}")
+    except (TypeError, ValueError) as error:
+        raise SampleError("unreadable cot", f"{one.key}: {error}, in {found!r:.200}") from error
+    if not "".join(part for part in parts if isinstance(part, str)).strip():
+        raise SampleError("no cot", f"{one.key}: wanted the words of a chain of thought, found {found!r:.200}")
+    return parts
+
+
+def _without_places(reasons: Sequence[Part]) -> str:
+    """The words alone, with no blank where a place stood."""
+    words = " ".join("".join(part for part in reasons if isinstance(part, str)).split())
+    return re.sub(r" (?=[.,;:!?])", "", words)
+
+
+def _said(answer: Answer) -> str | None:
+    return None if answer.said is None else final_answer(answer.said)
+
+
+def _answers(question: Question | None) -> list[str]:
+    """The right answers; none where the question cannot be asked."""
+    return [] if question is None or question.problem else texts_of(question.record, "answers")
+
+
+def _annotators(answers: Sequence[str]) -> Sequence[str]:
+    """The votes: shards of VQAv2 hold the commonest answer in front of those of all ten annotators."""
+    return answers[1:] if len(answers) == 11 else answers

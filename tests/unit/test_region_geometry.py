@@ -16,7 +16,7 @@ from mmchat.conversation import Region
 from mmchat.modalities.image import ImageConfig, ImagePreprocess, square_geometry
 from mmchat.modalities.image_encoders import ImageSpec
 from mmchat.region_text import DIALECTS, smart_resize, split_regions, to_region
-from mmchat.regions import RegionFormat, check_region
+from mmchat.regions import RegionFormat, check_region, in_place
 
 INPUT = 336
 SHARE = st.floats(0, 1)
@@ -52,7 +52,7 @@ def test_region_to_text_and_back(dialect, frame, resize, size, shares):
     geometry, regions = square_geometry(*size, INPUT, resize), RegionFormat(dialect, frame)
     wanted = in_pixels(size, shares)
     region = Region(0, box=wanted) if len(wanted) == 4 else Region(0, point=wanted)
-    parsed = regions.parse(f"It is here: {regions.render(region, geometry)} .", geometry)
+    parsed = regions.parse(f"It is here: {regions.render(region, geometry)} .", [geometry])
     assert parsed.num_failed == 0
     (found,) = parsed.regions
     if dialect == "pixels":
@@ -64,6 +64,38 @@ def test_region_to_text_and_back(dialect, frame, resize, size, shares):
         unit = (sides[0] / STEPS[dialect], sides[1] / STEPS[dialect])
     assert regions.unit(geometry) == pytest.approx(unit)
     assert_within(found.box or found.point, wanted, (unit[0] / 2, unit[1] / 2))
+
+
+# None: a picture whose size is not known.
+PICTURES = st.lists(st.none() | SIZES, min_size=1, max_size=4)
+NAMED = st.tuples(st.integers(0, 3), BOXES | st.tuples(SHARE, SHARE), st.sampled_from(["", " ", " and a cup, ", "7"]))
+
+
+@pytest.mark.parametrize("frame", ["original", "padded_square"])
+@pytest.mark.parametrize("dialect", ["shikra", "norm1000", "loc", "percent", "pixels"])
+@settings(max_examples=60, deadline=None)
+@given(sizes=PICTURES, named=st.lists(NAMED, max_size=5))
+def test_regions_of_several_pictures_to_text_and_back(dialect, frame, sizes, named):
+    regions = RegionFormat(dialect, frame)
+    geometries = [size and square_geometry(*size, INPUT, "pad") for size in sizes]
+    text, wanted = "It is", []
+    for media, shares, words in named:
+        if media < len(sizes) and sizes[media]:
+            place = in_pixels(sizes[media], shares)
+            region = Region(media, box=place) if len(place) == 4 else Region(media, point=place)
+            wanted.append((region, geometries[media]))
+            text += words + regions.render(region, geometries[media], media + 1 if len(sizes) > 1 else None)
+    parsed = regions.parse(text, geometries)
+    assert parsed.num_failed == 0 and len(parsed.regions) == len(wanted)
+    assert [part for part in parsed.parts if isinstance(part, Region)] == parsed.regions
+    assert in_place(text, parsed.regions, 0) == parsed.parts
+    for found, (region, geometry) in zip(parsed.regions, wanted, strict=True):
+        assert found.media == region.media
+        across, down = regions.unit(geometry)
+        assert_within(found.box or found.point, region.box or region.point, (across / 2, down / 2))
+    if len(sizes) > 1 and wanted:  # without the numbers, nobody knows where
+        unnamed = "".join(part if isinstance(part, str) else "[0.1,0.2]" for part in parsed.parts)
+        assert regions.parse(unnamed, geometries).regions == []
 
 
 # How each family writes 0-1 shares of its frame, from its own description: (writer, steps of the frame's side).

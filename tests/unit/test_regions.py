@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import re
+from dataclasses import replace
 
 import pytest
 
-from mmchat.conversation import Conversation, MediaRef, Region, Turn
+from mmchat.config import ChatConfig
+from mmchat.conversation import Conversation, MediaHeader, MediaRef, Record, Region, Turn
 from mmchat.errors import SampleError
 from mmchat.modalities.image import square_geometry
-from mmchat.regions import Geometry, RegionFormat, check_region, read_box, read_point
+from mmchat.regions import Geometry, RegionFormat, check_region, in_place, read_box, read_point
+from mmchat.tasks import TASKS
 from tests import models, tiny
 
 
@@ -94,6 +98,45 @@ def test_box_formats_and_units(values, settings):
     assert read_box(values, width=200, height=100, **settings) == pytest.approx((20, 10, 60, 40))
 
 
+def test_of_several_pictures_each_mark_names_one():
+    small, large = _geometry(10, 10), _geometry(1000, 1000)
+    found = RegionFormat().parse("see #2[0.1,0.2] and #1[0.1,0.2;0.5,0.5]", [small, large])
+    assert [(one.media, one.point) for one in found.regions] == [(1, (100, 200)), (0, (1, 2)), (0, (5, 5))]
+    # None is named, one is not here, the size of one is not known.
+    for text in ("[0.1,0.2]", "#3[0.1,0.2]", "# 1[0.1,0.2]", "#2 [0.1,0.2]"):
+        assert RegionFormat().parse(text, [small, large]).num_failed == 1
+    assert RegionFormat().parse("#1[0.1,0.2] #2[0.1,0.2]", [None, large]).num_failed == 1
+    assert RegionFormat().parse("[0.1,0.2]", []).num_failed == 1
+    found = RegionFormat("loc").parse("#2<loc0000><loc0000>#1<loc1023><loc1023>", [small, large])
+    assert [one.media for one in found.regions] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a cup [0.1,0.1,0.2,0.2] here", ["a cup ", 0, " here"]),
+        ("[0.1,0.1,0.2,0.2;0.3,0.3,0.4,0.4] two", [0, 1, " two"]),
+        ("a [0.1,0.1,0.2] b [0.3,0.3,0.4,0.4", ["a [0.1,0.1,0.2] b [0.3,0.3,0.4,0.4"]),
+        ("a [0.4,0.1,0.2,0.2] b #1[0.3,0.3]", ["a [0.4,0.1,0.2,0.2] b ", 0]),
+        ("a [7,7] b [0.3,0.3]", None),  # which one is none, only the dialect knows
+        ("", []),
+    ],
+)
+def test_regions_in_their_places_whatever_the_dialect(text, wanted):
+    parsed = RegionFormat().parse(text, [_geometry(10, 10)])
+    found = in_place(text, parsed.regions, parsed.num_failed)
+    if wanted is None:
+        assert found is None
+    else:
+        assert found == parsed.parts == [parsed.regions[one] if isinstance(one, int) else one for one in wanted]
+
+
+def test_regions_in_their_places_in_loc():
+    text = "a [1] <loc0001><loc0002><loc0003><loc0004>"
+    parsed = RegionFormat("loc").parse(text, [_geometry(10, 10)])
+    assert in_place(text, parsed.regions, parsed.num_failed) == ["a [1] ", parsed.regions[0]]
+
+
 def test_points_and_upright_squares():
     assert read_point((500, 250), "norm1000", 200, 100) == (100, 25)
     assert read_point((0.5, 0.25), "norm1", 100, 200, "padded_square") == (50, 50)
@@ -131,9 +174,51 @@ def test_shikra_text_is_the_papers():
 def test_loc_text_is_y_first():
     loc = RegionFormat("loc", "original")
     assert loc.render(Region(0, box=(0, 10, 100, 50)), _geometry(100, 50)) == "<loc0205><loc0000><loc1023><loc1023>"
-    found = loc.parse("<loc0000><loc1023> <loc0205><loc0000><loc1023><loc1023> cup", _geometry(100, 50))
+    found = loc.parse("<loc0000><loc1023> <loc0205><loc0000><loc1023><loc1023> cup", [_geometry(100, 50)])
     assert found.regions[0].point == (100, 0)
     assert found.regions[1].box == pytest.approx((0, 10, 100, 50), abs=0.05) and found.num_failed == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "num_points", "num_failed"),
+    [
+        ("<loc0307><loc0102><loc08", 0, 1),
+        ("<loc0307><loc0102><loc", 0, 1),
+        ("<loc0307><loc0102><", 0, 1),
+        ("#1<loc0307><loc0102><loc0818", 0, 1),
+        ("<loc0307><loc0102><loc08> and <loc0307><loc0102>", 1, 1),
+        ("<loc0307><loc0102><loc0818>", 0, 1),
+        ("<loc0307", 0, 1),
+        ("<loc0307><loc0102> < 3", 1, 0),
+        ("a <location> or <loc", 0, 0),
+    ],
+)
+def test_half_a_loc_box_is_no_point(text, num_points, num_failed):
+    found = RegionFormat("loc").parse(text, [_geometry(100, 50)])
+    assert (len(found.regions), found.num_failed) == (num_points, num_failed)
+    assert in_place(text, found.regions, found.num_failed) == found.parts
+
+
+@pytest.mark.parametrize(
+    ("dialect", "decimals"),
+    [(name, number) for name in ("norm1000", "pixels", "loc", "percent") for number in (None, 0, 1, 2)]
+    + [("shikra", None), ("shikra", 2)],
+)
+def test_the_unit_is_what_the_last_digit_is_worth(dialect, decimals):
+    regions, geometry = RegionFormat(dialect, "original", decimals), _geometry(640, 480)
+    across, down = regions.unit(geometry)
+    points = ((101, 103), (101 + 30 * across, 103 + 30 * down))
+    texts = [regions.render(Region(0, point=point), geometry) for point in points]
+    # The digits alone, without the point among them: thirty further in the last place, give or take the rounding.
+    before, after = ([int(digits) for digits in re.findall("[0-9]+", text.replace(".", ""))] for text in texts)
+    assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([30, 30], abs=1)
+
+
+def test_loc_has_no_decimals():
+    with pytest.raises(ValueError, match="Leave region_decimals out"):
+        ChatConfig(region_dialect="loc", region_decimals=1)
+    assert ChatConfig(region_dialect="loc").regions == RegionFormat("loc", "padded_square")
+    assert ChatConfig(region_dialect="percent", region_decimals=0).regions.decimals == 0
 
 
 def test_a_tube_has_no_text():
@@ -148,23 +233,29 @@ def test_a_tube_has_no_text():
         ("[0.1,0.2,0.3]", 1),
         ("[0.1,0.2,0.3,0.4,0.5]", 1),
         ("it is at [0.1,0.2", 1),
+        ("it is at [0.1,0.2 and", 1),
+        ("[0.1,0.2 [0.1,0.2", 2),
+        ("[3 cups] [2024 or so", 0),
         ("[0.1,,0.2]", 1),
         ("[0.1,0.2,0.3,0.4;0.5]", 1),
         ("[100,200,300,400]", 1),  # of another dialect
         ("[-0.1,0.2,0.3,0.4]", 1),
+        ("[0.3,0.2,0.1,0.4]", 1),  # corners swapped
+        ("#2[0.1,0.2,0.3,0.4] #0[0.1,0.2]", 2),  # of pictures that are not here
         ("[" + "9" * 400 + ",1]", 1),
     ],
 )
 def test_half_a_box_is_no_box(text, num_failed):
-    found = RegionFormat().parse(text, _geometry(10, 10))
+    found = RegionFormat().parse(text, [_geometry(10, 10)])
     assert (found.regions, found.num_failed) == ([], num_failed)
 
 
 def test_several_boxes_and_spaces():
     found = RegionFormat().parse(
-        "[0.1, 0.2 ,0.3, 0.4] [0.5,0.5][0,0,1,1; 0.5,0.5,1.0,1 ] [0.1]", _geometry(100, 100), 3
+        "[0.1, 0.2 ,0.3, 0.4] #1[0.5,0.5][0,0,1,1; 0.5,0.5,1.0,1 ] [0.1]", [_geometry(100, 100)]
     )
-    assert found.num_failed == 1 and {region.media for region in found.regions} == {3}
+    assert found.num_failed == 1 and {region.media for region in found.regions} == {0}
+    assert [part for part in found.parts if isinstance(part, str)] == [" ", " [0.1]"]
     assert [region.box for region in found.regions] == [
         pytest.approx((10, 20, 30, 40)),
         None,
@@ -172,3 +263,86 @@ def test_several_boxes_and_spaces():
         (50, 50, 100, 100),
     ]
     assert found.regions[1].point == (50, 50)
+
+
+@pytest.fixture(scope="module")
+def template(tiny_folder):
+    from mmchat.data.build import build_template
+
+    return build_template(models.config())
+
+
+def _talk_about_several():
+    """A dialogue with boxes and points in questions and answers: a picture, then a sound, another picture, a clip."""
+    rng = random.Random(1)
+    media = (
+        MediaRef("image", tiny.picture("red", rng, (100, 50))),
+        MediaRef("audio", tiny.tone(440.0, 0.5)),
+        MediaRef("image", tiny.picture("blue", rng, (40, 80))),
+        MediaRef("video", tiny.clip("left")),
+    )
+
+    def turn(role, *parts):
+        keys = {str: "text", int: "media", dict: "region"}
+        return {"role": role, "parts": [{keys[type(part)]: part} for part in parts]}
+
+    one, other = {"media": 0, "box": [10, 0, 50, 50]}, {"media": 2, "point": [20, 40]}
+    facts = [
+        turn("user", 0, "What is at ", one, "?"),
+        turn("assistant", "A circle, its middle is ", {"media": 0, "point": [30, 25]}, "."),
+        turn("user", 1, 2, "Compare ", one, " with ", other, "."),
+        turn("assistant", other, " is blue, ", one, " is red."),
+        turn("user", 3, "And the clip?"),
+        turn("assistant", "There: ", {"media": 3, "box": [1, 2, 30, 20]}, other),
+    ]
+    return TASKS["instruct"].conversation(Record("k", {"turns": facts}, media), random.Random(0))
+
+
+def test_a_dialogue_over_several_pictures_is_read_back(template):
+    conversation = _talk_about_several()
+    sample = template.render(conversation)
+    text = template.tokenizer.decode(sample.token_ids)
+    assert "What is at [0.100,0.250,0.500,0.750]?" in text and "its middle is [0.300,0.500]." in text
+    assert "Compare #1[0.100,0.250,0.500,0.750] with #2[0.500,0.500]." in text  # the sound is not counted
+    assert "There: #3[" in text
+    turns = conversation.turns
+    for i in (1, 3, 5):
+        before = Conversation(turns[:i])
+        # What is shown later changes nothing of what was said: an answer stands in training as it is asked for.
+        asked = template.render(before, answer=True).token_ids
+        assert sample.token_ids[: len(asked)] == asked
+        through = template.render(Conversation(turns[: i + 1])).token_ids
+        answer = template.tokenizer.decode(through[len(asked) :]).replace("<|im_end|>", "")
+        found = template.read_regions(answer, before)
+        wanted = [part for part in turns[i].parts if isinstance(part, Region)]
+        assert found.num_failed == 0 and [one.media for one in found.regions] == [one.media for one in wanted]
+        for got, one in zip(found.regions, wanted, strict=True):
+            assert (got.box or got.point) == pytest.approx(one.box or one.point, abs=0.05)
+        assert [part for part in found.parts if isinstance(part, Region)] == found.regions
+
+
+def test_two_pictures_and_a_region_that_names_neither(template):
+    conversation = Conversation(_talk_about_several().turns[:3])
+    found = template.read_regions("[0.1,0.2] #3[0.1,0.2] #1[0.1,0.2,0.3 #2[0.5,0.5]", conversation)
+    assert found.num_failed == 3 and found.regions == [Region(2, point=(20, 40))]
+    text = template.read_regions("Nothing [here].", Conversation(())).parts
+    assert text == ["Nothing [here]."]
+    with pytest.raises(SampleError, match="unreadable facts"):
+        facts = [{"role": "user", "parts": [{"media": 0}, {"media": 1}, {"region": {"box": [1, 1, 2, 2]}}]}]
+        TASKS["instruct"].conversation(Record("k", {"turns": facts}, conversation.media), random.Random(0))
+
+
+def test_an_absent_picture_keeps_its_number(template):
+    turns = _talk_about_several().turns
+    for header, num_failed in ((MediaHeader(100, 50), 0), (None, 1)):
+        gone = replace(turns[0], parts=(MediaRef("image", None, header), *turns[0].parts[1:]))
+        found = template.read_regions("#1[0.5,0.5] #2[0.5,0.5]", Conversation((gone, *turns[1:3])))
+        assert found.num_failed == num_failed and found.regions[-1] == Region(2, point=(20, 40))
+
+
+def test_left_out_pictures_are_not_counted(template):
+    turns = _talk_about_several().turns
+    late = replace(turns[5], parts=(Region(3, box=(1, 2, 30, 20)),))
+    whole = template.tokenizer.decode(template.render(Conversation((*turns[:5], late))).token_ids)
+    rest = template.tokenizer.decode(template.render(Conversation((*turns[:5], late)), skip_turns=4).token_ids)
+    assert "#3[" in whole and "#" not in rest and "[" in rest
