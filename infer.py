@@ -1,7 +1,8 @@
 """Ask a trained model.
 
-    python infer.py chat CHECKPOINT [--image F] [--audio F] [--video F] [--ask TEXT]
-    python infer.py answer CHECKPOINT --shards S --task T --out F
+    python infer.py chat CHECKPOINT [--image F] [--audio F] [--video F] [--ask TEXT] [--draw F]
+    python infer.py evaluate CHECKPOINT --shards S --task T --out FOLDER
+    python infer.py release CHECKPOINT OUT [--dtype float16]
 
 CHECKPOINT is a checkpoint's folder, a run's or stage's folder (its newest is taken), or a configuration file for the
 untrained model.
@@ -10,13 +11,18 @@ untrained model.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+_PLACES = """In a question, <box:x1,y1,x2,y2> and <point:x,y> are places in pixels of the picture as it is shown: \
+'What is in <box:120,80,240,200>?'. Of several pictures, the number comes first: <box:2:120,80,240,200>. --draw and \
+/draw F mark the places of question (dashed) and answer; those in picture 2 go to a file F-2."""
 
 
 def main() -> int:
@@ -31,27 +37,34 @@ def main() -> int:
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
-    chat = commands.add_parser("chat", parents=[common], help="talk, in the terminal or with one question")
+    chat = commands.add_parser(
+        "chat", parents=[common], help="talk, in the terminal or with one question", epilog=_PLACES
+    )
     for modality in ("image", "audio", "video"):
         chat.add_argument(f"--{modality}", action="append", default=[], metavar="F", help="may be given several times")
     chat.add_argument("--ask", metavar="TEXT", help="ask this and stop; without it, type")
+    chat.add_argument("--draw", metavar="F", help="with --ask: draw the places named into a png, jpg or webp")
     chat.add_argument("--system", metavar="TEXT", help="said first")
+    chat.add_argument(
+        "--safety", metavar="NAME", help="judge each sentence before it is shown: word-list, or a text classifier"
+    )
 
-    answer = commands.add_parser("answer", parents=[common], help="answer the questions of shards")
-    answer.add_argument("--shards", required=True, nargs="+", help="paths, globs or ranges like {000000..000012}.tar")
-    answer.add_argument("--task", required=True)
-    answer.add_argument("--out", required=True, type=Path, metavar="F", help="JSON lines; F.summary.json beside it")
-    answer.add_argument("--batch-size", type=_positive, default=16, metavar="N")
-    answer.add_argument("--limit", type=_positive, metavar="N", help="first N records only")
-    answer.add_argument("--swap", choices=["image", "video", "audio"], help="control: media of another record")
+    _add_evaluate(commands)
+
+    release = commands.add_parser("release", help="make a checkpoint small: trained weights alone, in half precision")
+    release.add_argument("checkpoint")
+    release.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    release.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
+    release.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
+    from mmchat.errors import SampleError
     from mmchat.models.llm import hide_progress_bars
 
     hide_progress_bars()
     try:
-        return {"chat": _chat, "answer": _answer}[arguments.command](arguments)
-    except (ValueError, RuntimeError, OSError) as error:
+        return {"chat": _chat, "evaluate": _evaluate, "release": _release}[arguments.command](arguments)
+    except (ValueError, RuntimeError, OSError, SampleError) as error:
         if arguments.debug:
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -68,7 +81,7 @@ def _positive(text: str) -> int:
 
 
 def _not_negative(text: str) -> float:
-    if (value := float(text)) < 0:
+    if not 0 <= (value := float(text)) < math.inf:  # also of nan, this is false
         raise argparse.ArgumentTypeError(f"wanted 0 or more, found {text}")
     return value
 
@@ -86,80 +99,108 @@ def _decoding(arguments: argparse.Namespace) -> Any:
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from mmchat.conversation import MediaRef
-    from mmchat.errors import SampleError
-    from mmchat.inference.chat import ChatSession
+    from mmchat.inference.chat import ChatSession, read_question
     from mmchat.inference.load import load
+    from mmchat.inference.safety import build_safety
+    from mmchat.inference.terminal import Terminal, check_drawing, read_media
 
-    media: list[Any] = []
-    for modality in ("image", "audio", "video"):
-        media += [MediaRef(modality, Path(path).read_bytes()) for path in getattr(arguments, modality)]
-    session = ChatSession(load(arguments.checkpoint, arguments.dtype), _decoding(arguments), arguments.system)
-
-    def say(text: str) -> bool:
-        try:
-            for piece in session.ask([*media, text]):
-                print(piece, end="", flush=True)
-            print(flush=True)
-            media.clear()
-        except SampleError as error:
-            media.clear()
-            print(f"error: {error}. The question was not asked; its files are dropped", file=sys.stderr)
-            return False
-        return True
-
+    # What can be refused is refused before the model is loaded, which takes a while.
+    media = [read_media(m, path) for m in ("image", "audio", "video") for path in getattr(arguments, m)]
+    sources = [*arguments.image, *arguments.audio, *arguments.video]
+    out = None
+    if arguments.draw is not None:
+        if arguments.ask is None or not arguments.image:
+            raise ValueError("--draw needs --image and --ask; where you type, /draw F draws the last answer")
+        out = check_drawing(arguments.draw, sources, range(1, len(arguments.image) + 1))
     if arguments.ask is not None:
-        return 0 if say(arguments.ask) else 1
-    print("Type a question. /image F, /audio F, /video F adds a file to it; /new starts over; /quit ends.")
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            return 0
-        command, _, path = line.partition(" ")
-        if command in ("/quit", "/exit"):
-            return 0
-        if command == "/new":
-            session, media = ChatSession(session.loaded, session.decoding, arguments.system), []
-        elif command in ("/image", "/audio", "/video"):
-            try:
-                media.append(MediaRef(command[1:], Path(path.strip()).read_bytes()))  # type: ignore[arg-type]
-            except OSError as error:
-                print(f"error: {error}", file=sys.stderr)
-        elif command.startswith("/"):
-            print(
-                f"unknown command {command}; there are /image, /audio, /video, /new and /quit",
-                file=sys.stderr,
-            )
-        elif line:
-            say(line)
+        read_question(arguments.ask, media)
+
+    guard = build_safety(arguments.safety) if arguments.safety is not None else None
+    if guard is not None:
+        guard.is_unsafe("Hello.")  # loads a classifier, or fails
+    loaded = load(arguments.checkpoint, arguments.dtype)
+    session = ChatSession(loaded, _decoding(arguments), arguments.system, guard)
+    terminal = Terminal(session, media, sources)
+    if arguments.ask is None:
+        terminal.talk()
+        return 0
+    if not terminal.ask(arguments.ask):
+        return 1
+    if out is not None:
+        terminal.draw(out)
+    return 0
 
 
-def _answer(arguments: argparse.Namespace) -> int:
-    from mmchat.inference.answer import answer_shards
+def _release(arguments: argparse.Namespace) -> int:
+    from mmchat.inference.release import release
+
+    size, change = release(arguments.checkpoint, arguments.out, arguments.dtype)
+    print(f"{arguments.out}: {size / 1e6:.1f} MB in {arguments.dtype}")
+    print(f"logits of the probe change by {change:.2%} of their spread at most")
+    return 0
+
+
+def _add_evaluate(commands: Any) -> None:
+    modalities = ["image", "video", "audio"]
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="ask a task's questions about shards, and score the answers",
+        description="Writes predictions.jsonl, metrics.json and index.html. The same command continues a run that was "
+        "stopped. docs/evaluation.md has the protocols, metrics and controls.",
+    )
+    evaluate.add_argument("checkpoint")
+    evaluate.add_argument("--task", required=True)
+    evaluate.add_argument("--shards", required=True, nargs="+", help="paths, globs or ranges like {000000..000012}.tar")
+    evaluate.add_argument("--out", required=True, type=Path, metavar="FOLDER")
+    evaluate.add_argument("--protocol", type=Path, metavar="F", help="a YAML file such as those in configs/protocols")
+    evaluate.add_argument(
+        "--set", nargs="+", default=[], metavar="FIELD=VALUE", help="fields of the protocol, such as iou=0.7"
+    )
+    evaluate.add_argument("--seed", type=int, help="of the phrasing, where that is drawn, and of the controls")
+    evaluate.add_argument(
+        "--missing", action="append", default=[], metavar="MODALITY=SHARE", help="control: without it in that share"
+    )
+    evaluate.add_argument(
+        "--swap", action="append", default=[], choices=modalities, help="control: that of another record"
+    )
+    evaluate.add_argument(
+        "--blank", action="append", default=[], choices=modalities, help="control: grey pictures, silent sounds"
+    )
+    evaluate.add_argument("--safety", metavar="NAME", help="score also what a safety stage lets through")
+    evaluate.add_argument("--batch-size", type=_positive, default=16, metavar="N")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N records only")
+    evaluate.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+    evaluate.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from mmchat.config import parse
+    from mmchat.inference.controls import Controls, parse_missing
+    from mmchat.inference.evaluate import evaluate, load_protocol, summary
     from mmchat.inference.load import load
 
-    summary = answer_shards(
+    seed = [] if arguments.seed is None else [f"seed={arguments.seed}"]
+    protocol = load_protocol(arguments.protocol, [*arguments.set, *seed])
+    controls = {
+        "swap": arguments.swap,
+        "blank": arguments.blank,
+        "missing": parse_missing(arguments.missing),
+        "seed": protocol.seed,
+    }
+    metrics = evaluate(
         load(arguments.checkpoint, arguments.dtype),
         arguments.task,
         arguments.shards,
         arguments.out,
-        _decoding(arguments),
-        arguments.batch_size,
+        protocol,
+        parse(Controls, controls, "controls"),
         arguments.limit,
-        arguments.swap,
-        arguments.seed,
+        arguments.batch_size,
+        arguments.safety,
     )
-    report = {
-        "checkpoint": str(arguments.checkpoint),
-        "task": arguments.task,
-        "swap": arguments.swap,
-        "records": summary.num_records,
-        "scores": summary.scores,
-        "not_answered": summary.bad,
-    }
-    Path(f"{arguments.out}.summary.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+    print(summary(metrics, arguments.out))
+    if not metrics["num_answered"]:
+        raise ValueError("not one question was answered, so the scores say nothing; the reasons stand above")
     return 0
 
 

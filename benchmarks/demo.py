@@ -13,9 +13,11 @@ import base64
 import html
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -27,12 +29,14 @@ from mmchat.config import SourceConfig
 from mmchat.conversation import Record
 from mmchat.data.lanes import SampleId
 from mmchat.data.mixture import Mixture
-from mmchat.inference.answer import Summary, answer_shards
 from mmchat.inference.chat import ChatSession
+from mmchat.inference.controls import Controls
+from mmchat.inference.evaluate import evaluate
 from mmchat.inference.generate import Decoding
 from mmchat.inference.load import Loaded, load
+from mmchat.metrics.text import normalised
 from mmchat.models.llm import hide_progress_bars
-from mmchat.tasks.text_score import normalised
+from mmchat.tasks.question import Protocol
 
 LEAST_EXACT, MOST_EXACT_SWAPPED = 0.60, 0.10
 QUESTIONS = ("What is in this picture?", "Where is it?", "What is the capital of France?")
@@ -51,12 +55,13 @@ def main() -> int:
         trained = load(arguments.checkpoint)
         arguments.out.mkdir(parents=True, exist_ok=True)
 
-        def scored(name: str, loaded: Loaded, limit: int | None, swap: bool = False) -> Summary:
+        def scored(name: str, loaded: Loaded, limit: int | None, swap: bool = False) -> dict[str, Any]:
             print(f"{name}:")
-            file = arguments.out / f"{name.replace(' ', '-')}.jsonl"
-            control = "image" if swap else None
-            decoding = Decoding(max_new_tokens=16)
-            return answer_shards(loaded, "caption", arguments.shards, file, decoding, 25, limit, control)
+            folder = arguments.out / name.replace(" ", "-")
+            shutil.rmtree(folder, ignore_errors=True)  # of an earlier training
+            controls = Controls(swap=("image",) if swap else ())
+            protocol = Protocol(max_new_tokens=16)
+            return evaluate(loaded, "caption", arguments.shards, folder, protocol, controls, limit, batch_size=25)
 
         rows = {
             "right picture": scored("right picture", trained, arguments.limit),
@@ -65,7 +70,7 @@ def main() -> int:
             "before training": scored("before training", load(arguments.config), min(50, arguments.limit or 50)),
         }
         mixture = Mixture([SourceConfig(name="test", task="caption", shards=arguments.shards)])
-        records = [mixture.record(SampleId("test", 0, i)) for i in range(rows["right picture"].num_records)]
+        records = [mixture.record(SampleId("test", 0, i)) for i in range(rows["right picture"]["num_records"])]
         kinds = len({record.facts["caption"] for record in records})
         talk = _talk(trained, records[0])
     except (ValueError, OSError) as error:
@@ -73,19 +78,19 @@ def main() -> int:
         return 1
 
     print(f"\n{'':<20}{'scenes':>8}{'named exactly':>16}{'token F1':>10}   ({kinds} kinds of things)")
-    for name, summary in rows.items():
-        exact, f1 = summary.scores["exact_match"], summary.scores["token_f1"]
-        print(f"{name:<20}{summary.num_records:>8}{100 * exact:>14.1f} %{f1:>10.2f}")
+    for name, metrics in rows.items():
+        exact, f1 = metrics["scores"]["exact_match"], metrics["scores"]["token_f1"]
+        print(f"{name:<20}{metrics['num_records']:>8}{100 * exact:>14.1f} %{f1:>10.2f}")
     for question, answer in talk:
         print(f"\n> {question}\n{answer}")
     page = arguments.out / "index.html"
-    page.write_text(_page(rows, kinds, records, arguments.out / "right-picture.jsonl", talk, trained))
+    page.write_text(_page(rows, kinds, records, arguments.out / "right-picture/predictions.jsonl", talk, trained))
     (arguments.out / "scores.json").write_text(
-        json.dumps({name: {"scenes": s.num_records, **s.scores} for name, s in rows.items()}, indent=1)
+        json.dumps({name: {"scenes": m["num_records"], **m["scores"]} for name, m in rows.items()}, indent=1)
     )
     print(f"\nThe page to look at: {page}")
-    exact = rows["right picture"].scores["exact_match"]
-    swapped = rows["shuffled pictures"].scores["exact_match"]
+    exact = rows["right picture"]["scores"]["exact_match"]
+    swapped = rows["shuffled pictures"]["scores"]["exact_match"]
     if exact < LEAST_EXACT or swapped > MOST_EXACT_SWAPPED:
         print(f"FAILED: wanted at least {LEAST_EXACT:.0%} exact and at most {MOST_EXACT_SWAPPED:.0%} shuffled")
         return 1
@@ -105,7 +110,7 @@ def _talk(loaded: Loaded, record: Record) -> list[tuple[str, str]]:
 
 
 def _page(
-    rows: dict[str, Summary],
+    rows: dict[str, dict[str, Any]],
     kinds: int,
     records: list[Record],
     answers: Path,
@@ -123,8 +128,8 @@ def _page(
         for i in order
     )
     table = "\n".join(
-        f"<tr><th>{name}</th><td>{s.num_records}</td><td>{100 * s.scores['exact_match']:.1f} %</td></tr>"
-        for name, s in rows.items()
+        f"<tr><th>{name}</th><td>{m['num_records']}</td><td>{100 * m['scores']['exact_match']:.1f} %</td></tr>"
+        for name, m in rows.items()
     )
     said = "\n".join(f'<p class="user">{html.escape(q)}</p><p class="model">{html.escape(a)}</p>' for q, a in talk)
     step = loaded.checkpoint.folder if loaded.checkpoint else "untrained"

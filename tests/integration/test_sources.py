@@ -13,10 +13,10 @@ from data_prep import check_shards, make_shards
 from mmchat.config import RunConfig, SourceConfig, load_config
 from mmchat.data.lanes import SampleId
 from mmchat.data.mixture import Mixture
-from mmchat.inference.answer import answer_shards
-from mmchat.inference.generate import Decoding
+from mmchat.inference.evaluate import evaluate
 from mmchat.inference.load import load
 from mmchat.sources import SOURCES
+from mmchat.tasks.question import Protocol
 from mmchat.training.stage import StopRequest, train_stage
 from tests import tiny
 from tests.sources.fixture import Fixtures
@@ -69,9 +69,9 @@ def test_a_source_from_files_to_an_answer(name: str, tmp_path: Path, capsys: pyt
         log = (config.folder / "instruct/log.jsonl").read_text().splitlines()
         (step,) = [line for line in map(json.loads, log) if "event" not in line]
         assert step["loss"] > 0
-        summary = answer_shards(
-            load(config.folder), task, str(shards), folder / "answers.jsonl", Decoding(max_new_tokens=4), limit=2
-        )
-        said = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-        assert summary.num_records == len(said) == min(2, num_samples) and not summary.bad, said
-        assert said[0]["key"] == mixture.record(SampleId("only", 0, 0)).key and said[0]["prompt"]
+        protocol = Protocol(max_new_tokens=4, num_candidates=1)
+        metrics = evaluate(load(config.folder), task, str(shards), folder / "answers", protocol, limit=2)
+        said = [json.loads(line) for line in (folder / "answers/predictions.jsonl").read_text().splitlines()]
+        assert metrics["num_records"] == min(2, num_samples) and metrics["num_questions"] == len(said), said
+        assert said[0]["key"].startswith(mixture.record(SampleId("only", 0, 0)).key) and said[0]["prompt"]
+        assert set(metrics["not_answered"]) <= {"no right candidate"} and metrics["scores"], metrics  # made-up lists

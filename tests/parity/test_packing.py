@@ -14,6 +14,7 @@ BACKENDS = ["segments", "sdpa", "eager"]
 CONNECTORS = [
     {"kind": "linear"},
     {"kind": "mlp", "norm_input": True, "norm_output": True},
+    {"kind": "pool", "window": [1, 2, 2], "places": True, "norm_output": True},
     {"kind": "pool", "window": [1, 2, 2]},
     {"kind": "pool", "window": [1, 2, 2], "mode": "shuffle"},
     {"kind": "resampler", "num_queries": 4, "num_heads": 4},

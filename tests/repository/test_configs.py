@@ -15,17 +15,20 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from mmchat.config import dump_config, load_config, parse_config
+from mmchat.config import ConfigError, dump_config, load_config, parse_config
 from tests import tiny
 
 ROOT = tiny.ROOT
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+PROTOCOLS = sorted((ROOT / "configs/protocols").glob("*.yaml"))
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in PROTOCOLS]
 CLUSTER = [ROOT / "configs/image_7b.yaml", ROOT / "configs/omni_7b.yaml"]
 WORLD_SIZES = [8, 16, 32, 64]
 LAUNCH = [ROOT / "configs/launch/torchrun.sh", ROOT / "configs/launch/slurm.sbatch"]
 DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks/README.md",
     ROOT / "data_prep/README.md",
     ROOT / "checkpoints/README.md",
 ]
@@ -43,6 +46,25 @@ def test_it_loads_and_its_dump_loads_to_the_same(path):
     config = load_config(path)
     assert parse_config(yaml.safe_load(dump_config(config)), "the dump") == config
     assert config.run not in [load_config(other).run for other in CONFIGS if other != path], "runs share a folder"
+
+
+@pytest.mark.parametrize("path", PROTOCOLS, ids=_name)
+def test_protocols_load_and_name_fields_that_exist(path):
+    from mmchat.inference.evaluate import load_protocol
+    from mmchat.tasks.question import Protocol
+
+    values = yaml.safe_load(path.read_text())
+    assert values and values.keys() <= Protocol.model_fields.keys()
+    protocol = load_protocol(path)
+    assert {name: getattr(protocol, name) for name in values} == values
+
+
+def test_a_protocol_with_an_unknown_field_is_refused(tmp_path):
+    from mmchat.inference.evaluate import load_protocol
+
+    (tmp_path / "wrong.yaml").write_text("iuo: 0.5\n")
+    with pytest.raises(ConfigError, match="iou"):
+        load_protocol(tmp_path / "wrong.yaml")
 
 
 @pytest.mark.parametrize("path", CLUSTER, ids=_name)
@@ -117,6 +139,17 @@ def test_deepspeed_refuses_what_it_does_not_know(wrong, deepspeed_parser):
 def train_options() -> set[str]:
     shown = subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(re.findall(r"--[a-z-]+", shown.stdout))
+
+
+@pytest.fixture(scope="module")
+def asking_options() -> dict[str, set[str]]:
+    """Options of each command of infer.py."""
+    found = {}
+    for command in ("chat", "evaluate", "release"):
+        words = [sys.executable, "infer.py", command, "--help"]
+        shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        found[command] = set(re.findall(r"--[a-z-]+", shown.stdout))
+    return found
 
 
 def _training_lines(text: str) -> list[list[str]]:
@@ -269,8 +302,10 @@ def test_slurm_directives():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=_name)
-def test_documents_name_commands_and_files_that_exist(path, train_options):
+def test_documents_name_commands_and_files_that_exist(path, train_options, asking_options):
     text = path.read_text()
+    for command, rest in re.findall(r"infer\.py (\w+)((?:[^\n`\\]|\\\n)*)", text):
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", rest)) <= asking_options[command], rest
     for words in _training_lines(text):
         _check_training_line(words, train_options)
     for script in re.findall(r"python ((?:[\w/]+/)?\w+\.py)", text):
@@ -293,6 +328,7 @@ def test_the_task_and_the_source_of_contributing_work(tmp_path):
 
     from mmchat.errors import SampleError
     from mmchat.sources.files import Files
+    from mmchat.tasks.question import Answer, Protocol
 
     names: dict = {"__name__": "presence"}
     exec(_example("class Presence"), names)
@@ -308,7 +344,14 @@ def test_the_task_and_the_source_of_contributing_work(tmp_path):
         task.conversation(other, random.Random(0))
     asked, answered = task.conversation(record, random.Random(0)).turns
     assert asked.parts[0].modality == "image" and "dog" in asked.parts[1] and answered.parts == ("Yes.",)
-    assert task.score(["yes", "No."], [record, record]) == {"accuracy": 0.5}
+
+    protocol = Protocol()
+    (question,) = task.questions(record, protocol)
+    assert question.conversation.turns[0].parts[1] == "Is there a dog in this picture?"  # the first prompt
+    assert question.reference == ("Yes.",)
+    answers = [Answer("yes"), Answer("No."), Answer(error="media not decodable: cut off"), Answer()]
+    assert task.judge(answers[0], question, protocol) == 1.0 and task.judge(answers[1], question, protocol) == 0.0
+    assert task.score(answers, [question, question, question, None], protocol) == {"accuracy": 0.25}
 
 
 def test_the_connector_of_contributing_works():
