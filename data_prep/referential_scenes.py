@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 import time
 import zipfile
 import zlib
@@ -37,10 +36,9 @@ from data_prep.base_models import PICTURES
 from data_prep.open_data import OPENCV
 from data_prep.packages import DOWNLOADS, ROOT, PackageError, fetch, fetch_debian
 from data_prep.scene_language import Thing, language
-from data_prep.stamp_scenes import CutOut, extent, load_cut_outs, made_background, varied, with_progress
+from data_prep.stamp_scenes import CutOut, extent, load_cut_outs, made_background, new_split, varied, with_progress
 
 SCENES = ROOT / ".cache" / "referential_scenes"
-SOURCE = "source.json"
 
 # Raised when the same options give other scenes.
 VERSION = 2
@@ -135,25 +133,15 @@ def compose(materials: Materials, out: Path, split: str, num_scenes: int, seed: 
         "kinds": [{"label": cut_out.label, "origin": cut_out.origin} for cut_out in materials.cut_outs],
         "num_photos": len(materials.photos),
     }
-    if folder.exists():
-        found = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).is_file() else {}
-        if found == source:
-            return folder
-        differs = [key for key in source if found.get(key) != source[key]]
-        raise ValueError(f"{folder} exists with other {', '.join(differs)}; remove it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial_folder:
-        made = Path(partial_folder) / split
-        (made / "images").mkdir(parents=True)
-        with (
-            ProcessPoolExecutor(num_processes, initializer=_receive, initargs=(materials,)) as pool,
-            (made / "scenes.jsonl").open("w", encoding="utf-8") as file,
-        ):
-            rows = pool.map(partial(_write_scene, made, split, seed), range(num_scenes), chunksize=16)
-            for row in with_progress(rows, num_scenes, split):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        (made / SOURCE).write_text(json.dumps(source, indent=1) + "\n")
-        made.rename(folder)
+    with new_split(folder, source) as made:
+        if made is not None:
+            with (
+                ProcessPoolExecutor(num_processes, initializer=_receive, initargs=(materials,)) as pool,
+                (made / "scenes.jsonl").open("w", encoding="utf-8") as file,
+            ):
+                rows = pool.map(partial(_write_scene, made, split, seed), range(num_scenes), chunksize=16)
+                for row in with_progress(rows, num_scenes, split):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return folder
 
 

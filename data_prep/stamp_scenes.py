@@ -220,25 +220,36 @@ def compose(
         "objects_per_scene": [fewest, most],
         "kinds": [{"label": cut_out.label, "origin": cut_out.origin} for cut_out in cut_outs],
     }
+    with new_split(folder, source) as made:
+        if made is not None:
+            write = partial(_write_scene, made, split, seed, image_size, objects_per_scene)
+            with _mapper(num_processes, cut_outs) as each:
+                rows = list(with_progress(each(write, range(num_scenes)), num_scenes, split))
+            for number, name in enumerate(("captions.jsonl", "instruct.jsonl")):
+                lines = (json.dumps(row[number], ensure_ascii=False) + "\n" for row in rows)
+                (made / name).write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def new_split(folder: Path, source: dict[str, Any]) -> Iterator[Path | None]:
+    """A folder with images/ that becomes `folder` once it is filled; None where that was made from this source before.
+
+    Raises ValueError where it was made from another one.
+    """
     if folder.exists():
         found = json.loads((folder / SOURCE).read_text()) if (folder / SOURCE).is_file() else {}
-        if found == source:
-            return folder
-        differs = [key for key in source if found.get(key) != source[key]]
-        raise ValueError(f"{folder} exists with other {', '.join(differs)}; remove it or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial_folder:
-        made = Path(partial_folder) / split
+        if differs := [key for key in source if found.get(key) != source[key]]:
+            raise ValueError(f"{folder} exists with other {', '.join(differs)}; remove it or choose another --out")
+        yield None
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial_folder:
+        made = Path(partial_folder) / folder.name
         (made / "images").mkdir(parents=True)
-        write = partial(_write_scene, made, split, seed, image_size, objects_per_scene)
-        with _mapper(num_processes, cut_outs) as each:
-            rows = list(with_progress(each(write, range(num_scenes)), num_scenes, split))
-        for number, name in enumerate(("captions.jsonl", "instruct.jsonl")):
-            lines = (json.dumps(row[number], ensure_ascii=False) + "\n" for row in rows)
-            (made / name).write_text("".join(lines), encoding="utf-8")
+        yield made
         (made / SOURCE).write_text(json.dumps(source, indent=1) + "\n")
         made.rename(folder)
-    return folder
 
 
 def draw_scene(

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +58,14 @@ def process_group(tiny_folder: Path) -> Iterator[None]:
 def _in_repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths in configs are relative to the root, as they are for a user."""
     monkeypatch.chdir(tiny.ROOT)
+
+
+@pytest.fixture(scope="module")
+def whole(loaded: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken evaluation of the first shard by the module's own `loaded`."""
+    from mmchat.inference.evaluate import evaluate
+    from tests.evaluations import SHARD, SHORT
+
+    out = tmp_path_factory.mktemp("whole")
+    evaluate(loaded, "instruct", SHARD, out, SHORT, batch_size=4)
+    return out

@@ -31,14 +31,6 @@ def loaded(tiny_folder: Path) -> Loaded:
     return awake()
 
 
-@pytest.fixture(scope="module")
-def whole(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unbroken evaluation of the first shard."""
-    out = tmp_path_factory.mktemp("whole")
-    evaluate(loaded, "instruct", SHARD, out, SHORT, batch_size=4)
-    return out
-
-
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
