@@ -7,7 +7,6 @@ below, so that text out of shards stays text even if it were not escaped.
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import json
 import math
@@ -36,6 +35,7 @@ from data_prep.inspect_samples import (
     View,
     num_learned,
 )
+from mmchat.html_page import document
 from mmchat.modalities.audio import SAMPLE_RATE_HZ
 from mmchat.regions import Geometry
 
@@ -53,19 +53,7 @@ def page(title: str, facts: str, sources: Sequence[SourceReport], packs: Sequenc
     if packs:
         links += '<li><a href="#packs">Packs</a></li>'
     options = "".join(f'<option value="{i}">{_(name)}</option>' for i, name in enumerate(names))
-    policy = f"default-src 'none'; img-src data:; media-src data:; style-src {_sha(_STYLE)}; script-src {_sha(_SCRIPT)}"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{_(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<a class="skip" href="#samples">Skip to the samples</a>
+    page = f"""<a class="skip" href="#samples">Skip to the samples</a>
 <header>
 <h1>{_(title)}</h1>
 <p class="muted">{_(facts)}</p>
@@ -93,20 +81,13 @@ Point at a token, or focus a conversation and use the arrow keys, to see its id.
 {_LOSSLESS_SIDE} pixels they are stored as WebP. Originals are shown within {ORIGINAL_SIDE} pixels, at most {MAX_FRAMES}
 frames of a video; players hold the first {MAX_SOUND_S:.0f} s, mono at {SAMPLE_RATE_HZ // 1000} kHz as heard, as
 MP3.</footer>
-<div id="token" role="status" hidden></div>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+<div id="token" role="status" hidden></div>"""
+    return document(title, _STYLE, _SCRIPT, page)
 
 
 def _(text: Any) -> str:
     """Escaped for text and for quoted attributes."""
     return html.escape(str(text))
-
-
-def _sha(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _section_names(sources: Sequence[SourceReport]) -> list[str]:

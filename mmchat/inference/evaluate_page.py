@@ -6,12 +6,12 @@ one below; what a model says is escaped, so that it stays text.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmchat.data.chat_template import ChatTemplate
+from mmchat.html_page import document
 from mmchat.inference.controls import Controls
 from mmchat.inference.evaluate_card import MAX_SHORT, MAX_TEXT, Pictures, card, escaped
 from mmchat.inference.predictions import Case
@@ -27,20 +27,8 @@ def page(metrics: Mapping[str, Any], cases: Sequence[Case], template: ChatTempla
     drawer = Pictures()
     kinds, chosen = _chosen(cases)
     cards = "\n".join(card(case, kind, drawer, template) for case, kind in chosen)
-    policy = f"default-src 'none'; img-src data:; style-src {_sha(_STYLE)}; script-src {_sha(_SCRIPT)}"
     shown = ", ".join(f"{count} {name}" for name, count in kinds.items() if count)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escaped(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<a class="skip" href="#cards">Skip to the answers</a>
+    body = f"""<a class="skip" href="#cards">Skip to the answers</a>
 <header>
 <h1>{escaped(title)}</h1>
 <p class="muted">{escaped(_facts(metrics), MAX_TEXT)}</p>
@@ -70,15 +58,8 @@ def page(metrics: Mapping[str, Any], cases: Sequence[Case], template: ChatTempla
 <div id="cards" tabindex="-1">
 {cards or '<p class="muted">There is no answer to show.</p>'}
 </div>
-</main>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
-
-
-def _sha(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+</main>"""
+    return document(title, _STYLE, _SCRIPT, body)
 
 
 def _chosen(cases: Sequence[Case]) -> tuple[dict[str, int], list[tuple[Case, str]]]:

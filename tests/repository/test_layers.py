@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
-    {"schema", "errors", "conversation", "metrics", "regions", "region_text", "storage", "batch", "distributed",
-     "torchvision_repair"},
+    {"schema", "errors", "conversation", "html_page", "metrics", "regions", "region_text", "storage", "batch"}
+    | {"distributed", "torchvision_repair"},
     {"modalities", "models", "tasks", "sources"},
     {"config", "checkpoint"},
     {"data"},
