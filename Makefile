@@ -4,15 +4,17 @@ BIN := .venv/bin
 SCENES := .cache/demo/scenes
 SHARDS := .cache/demo/shards
 TALK := .cache/referential_shards
+DIRECTED := .cache/directed_speech
+DIRECTED_SHARDS := .cache/directed_shards
 # Where two cores are shared, OpenMP threads that spin while they wait make everything many times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export KMP_BLOCKTIME := 0
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN | awk '{print ($$1 > 8) ? 8 : $$1}')
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo scenes test checks format golden tiny clean
+.PHONY: help demo scenes directed-speech test checks format golden tiny clean
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/demo: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -22,6 +24,10 @@ help:  ## this list
 
 .venv/dev: .venv/demo
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+.venv/speech: .venv/demo
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,speech]'
 	touch $@
 
 # Scenes and shards are remade only where they are missing; `make clean` removes them.
@@ -44,6 +50,16 @@ $(TALK): .venv/demo
 	  $(BIN)/python data_prep/make_shards.py $${about#*:} .cache/referential_scenes $@.partial/$${about%:*}-$$split \
 	    --split $$split --set about=$${about%:*}; done; done
 	mv $@.partial $@
+
+$(DIRECTED_SHARDS): .venv/speech
+	$(BIN)/python data_prep/directed_speech.py --out $(DIRECTED) --check --page $(DIRECTED)/page.html
+	rm -rf $@ $@.partial
+	set -e; for split in train val test real; do \
+	  $(BIN)/python data_prep/make_shards.py directed $(DIRECTED) $@.partial/$$split --split $$split; done
+	mv $@.partial $@
+
+directed-speech: .venv/speech  ## a corpus of speech to a device and to others: clips, a check, a page, shards
+	test -d $(DIRECTED_SHARDS) || $(MAKE) $(DIRECTED_SHARDS)
 
 scenes: .venv/demo  ## the scenes of configs/demo_full.yaml, and the base models
 	$(BIN)/python data_prep/base_models.py smollm2 efficientnet_lite0
