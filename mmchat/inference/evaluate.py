@@ -22,18 +22,17 @@ from mmchat.data.pack import load_media
 from mmchat.errors import SampleError
 from mmchat.inference.controls import ControlledRecords, Controls
 from mmchat.inference.evaluate_page import page
+from mmchat.inference.evaluate_scores import by_reason, columns, det_picture, guarded_scores, scores, warnings_of
 from mmchat.inference.generate import Decoding, generate
 from mmchat.inference.load import Loaded
 from mmchat.inference.predictions import Case, Predictions, answer_of, question_hash, write_file
 from mmchat.inference.progress import Progress
-from mmchat.inference.safety import Guard, build_safety, guarded
+from mmchat.inference.safety import build_safety
 from mmchat.inference.score import candidate_likelihoods, check_room, reference_likelihood
 from mmchat.metrics.text import BLEU_SIGNATURE
 from mmchat.tasks import Task
 from mmchat.tasks import question as ask
 from mmchat.tasks.question import Answer, Question
-
-MAX_KEYS = 20  # of questions without an answer, listed for each reason
 
 
 @runtime_checkable
@@ -87,7 +86,8 @@ def evaluate(
     A call with the same arguments continues what an earlier one left; the files are those of an unbroken one.
 
     Args:
-        out: folder for run.json, predictions.jsonl, metrics.json, index.html; submission.json where the task has one.
+        out: folder for run.json, predictions.jsonl, metrics.json, index.html; submission.json and det.svg where the
+            task has one.
         limit: the first so many records only.
         safety: name of a stage that replaces unsafe answers; scores with it are added.
     Raises:
@@ -107,15 +107,15 @@ def evaluate(
         cases = _cases(loaded, scorer, records, protocol, file, batch_size)
         num_found = len(file.found)
     metrics = {
-        **_scores(scorer, cases, protocol, controls),
+        **scores(scorer, cases, protocol, controls),
         "num_records": total,
         "num_questions": len(cases),
         "num_answered": sum(not case.answer.error for case in cases),
         "questions_sha256": _questions_hash(cases),
-        "not_answered": _by_reason([(case.key, case.answer.error) for case in cases]),
-        "warnings": _by_reason([(case.key, _warning(case)) for case in cases]),
+        "not_answered": by_reason([(case.key, case.answer.error) for case in cases]),
+        "warnings": by_reason([(case.key, warning) for case in cases for warning in warnings_of(case)]),
         "num_with_malformed_regions": sum(case.answer.num_failed > 0 for case in cases),
-        **({"guarded": _guarded(scorer, cases, protocol, guard, safety)} if guard is not None else {}),
+        **({"guarded": guarded_scores(scorer, cases, protocol, guard, safety)} if guard is not None else {}),
         "changed_records": dict(sorted(records.num_changed.items())),
         **setting,
         "checkpoint_folder": str(loaded.checkpoint.folder) if loaded.checkpoint else None,
@@ -126,9 +126,13 @@ def evaluate(
     metrics = _finite(metrics)
     (out / "submission.json").unlink(missing_ok=True)
     if isinstance(scorer, Submits):
-        answers, questions = _columns(cases)
+        answers, questions = columns(cases)
         write_file(out / "submission.json", json.dumps(scorer.submission(answers, questions)) + "\n")
-    write_file(out / "index.html", page(metrics, cases, loaded.template))
+    picture = det_picture(scorer, cases, controls)
+    (out / "det.svg").unlink(missing_ok=True)
+    if picture:
+        write_file(out / "det.svg", picture)
+    write_file(out / "index.html", page(metrics, cases, loaded.template, picture))
     timing = {"wall_time_s": round(time.perf_counter() - started, 1), "num_found_answered": num_found}
     metrics |= {"device": _device(loaded), "timing": timing}
     write_file(out / "metrics.json", json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -145,6 +149,7 @@ def summary(metrics: Mapping[str, Any], out: Path) -> str:
         shown = "not finite" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
         lines.append(f"  {name:<28}{shown:>10}")
     lines += [f"  not answered, counted as wrong: {count:,} x {reason}" for reason, count in failed.items()]
+    lines += [f"  warning: {one['count']:,} x {reason}" for reason, one in metrics["warnings"].items()]
     return "\n".join([*lines, f"{out / 'index.html'} is the page to look at"])
 
 
@@ -235,7 +240,9 @@ def _answers(loaded: Loaded, task: Task, batch: Sequence[_Asked], protocol: ask.
         try:
             sample = _prompt(loaded, one.question, protocol)
             tensors = load_media(sample, loaded.template)
-            answers[place] = _likely(loaded, one.question, sample, tensors, protocol, measures)
+            likely = _likely(loaded, one.question, sample, tensors, protocol, measures)
+            excerpts = dict.fromkeys(str(excerpt) for item in sample.media for excerpt in item.plan.excerpts)
+            answers[place] = replace(likely, excerpts=tuple(excerpts))
         except SampleError as error:
             answers[place] = Answer(error=str(error))
             continue
@@ -289,59 +296,7 @@ def _judge(task: Task, answer: Answer, question: Question | None, protocol: ask.
     return 0.0 if question is None or answer.error else float(task.judge(answer, question, protocol))
 
 
-# ---- scoring --------------------------------------------------------------------------------------------------------
-
-
-def _columns(cases: Sequence[Case]) -> tuple[list[Answer], list[Question | None]]:
-    return [case.answer for case in cases], [case.question for case in cases]
-
-
-def _scores(task: Task, cases: Sequence[Case], protocol: ask.Protocol, controls: Controls) -> dict[str, Any]:
-    """Scores of all questions, and where media was taken from a share of the records, of either part too."""
-    found: dict[str, Any] = {"scores": task.score(*_columns(cases), protocol)}
-    if controls.missing:
-        parts: dict[str, list[Case]] = {"missing": [], "present": []}
-        for case in cases:
-            parts["missing" if _is_missing(case, controls) else "present"].append(case)
-        found["scores_by_presence"] = {
-            name: {"num_questions": len(part), "scores": task.score(*_columns(part), protocol)}
-            for name, part in parts.items()
-            if part
-        }
-    return found
-
-
-def _is_missing(case: Case, controls: Controls) -> bool:
-    """Whether the control took something from the record of a question, or would have from one not read."""
-    if case.question is None:
-        return any(controls.is_missing(modality, case.key) for modality in controls.missing)
-    return any(item.data is None and item.modality in controls.missing for item in case.question.record.media)
-
-
-def _by_reason(found: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Reason to how many questions it holds for, and the first of their keys; commonest first."""
-    keys: dict[str, list[str]] = {}
-    for key, text in found:
-        if text:
-            keys.setdefault(text.partition(":")[0], []).append(key)
-    ordered = sorted(keys.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    return {reason: {"count": len(found), "keys": found[:MAX_KEYS]} for reason, found in ordered}
-
-
-def _warning(case: Case) -> str:
-    """What a task found in the facts that is left out, while the question is asked."""
-    return "" if case.question is None else case.question.warning
-
-
-def _guarded(
-    task: Task, cases: Sequence[Case], protocol: ask.Protocol, guard: Guard, name: str | None
-) -> dict[str, Any]:
-    """Scores of what would be said with the safety stage, and the share of the texts that it replaces."""
-    answers, questions = _columns(cases)
-    said, num_replaced = guarded(answers, guard)
-    num_texts = sum(bool(answer.text) for answer in answers)
-    share = num_replaced / max(num_texts, 1)
-    return {"safety": name, "share_replaced": share, "scores": task.score(said, questions, protocol)}
+# ---- what the result says of itself ---------------------------------------------------------------------------------
 
 
 def _setting(

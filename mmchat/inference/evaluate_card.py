@@ -1,4 +1,4 @@
-"""One answer of an evaluation's page: what was asked, said and right, and its pictures with their regions drawn."""
+"""One answer of an evaluation's page: what was asked, said and right, its pictures with regions drawn, its sounds."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from mmchat.tasks.question import Question
 
 TOP_CANDIDATES = 5
 PICTURE_SIDE = 448
-# A page of 84 cards stays below 8 MB. Bytes of HTML, but for the pictures of all cards together, before base64.
+# A page of 84 cards stays below 8 MB. Bytes of HTML, but for the pictures and sounds of all cards together, before
+# base64.
 MAX_PICTURE_BYTES = 4_200_000
 MAX_TEXT = 1500  # of one turn
 MAX_TALK = 6000  # of all turns of a question; the oldest are left out
 MAX_SHORT = 300  # of a key or a candidate
 MAX_ITEMS = 6  # media of one card
 MAX_MARKS = 16  # regions of a question, of its answer and of the right one each
+MAX_SOUND_BYTES = 400_000  # of one recording, so that a long one leaves room for others
+# What a browser plays, by the first bytes of a file.
+SOUND_TYPES = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg", b"\xff\xfb": "mpeg"}
 _NUM_COLOURS = 4  # of regions in questions: the style's --c0, --c1, ...
 
 
@@ -161,7 +165,7 @@ class Pictures:
     num_bytes: int = 0
 
     def figure(self, item: MediaRef, marks: Sequence[_Mark], name: str) -> str:
-        """A picture with its regions; of other media, of absent and of unreadable items, what can be said of them.
+        """A picture with its regions, a recording to listen to; else what can be said of an item.
 
         `name` is escaped.
         """
@@ -172,6 +176,11 @@ class Pictures:
             return self._drawn(None, size, marks, name, note) if size else f'<p class="muted">{note}</p>'
         if item.modality != "image":
             seconds = f", {header.duration_s:.1f} s" if header is not None and header.duration_s else ""
+            if item.modality == "audio" and (source := self._sound(item)):
+                return (
+                    f'<figure><audio controls preload="metadata" src="{source}" aria-label="{name}"></audio>'
+                    f"<figcaption>audio{seconds}</figcaption></figure>"
+                )
             return f'<p class="muted">{item.modality}{seconds} (not in this page)</p>'
         try:
             image = upright(item.read())
@@ -186,6 +195,18 @@ class Pictures:
         self.num_bytes += out.tell()
         source = f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
         return self._drawn(source, size, marks, name, f"{size[0]} x {size[1]}")
+
+    def _sound(self, item: MediaRef) -> str:
+        """The stored file as a data URI; "" where there is no room, or no browser would play it."""
+        try:
+            data = item.read()
+        except OSError:
+            return ""
+        kind = next((kind for start, kind in SOUND_TYPES.items() if data.startswith(start)), None)
+        if kind is None or len(data) > MAX_SOUND_BYTES or self.num_bytes + len(data) > MAX_PICTURE_BYTES:
+            return ""
+        self.num_bytes += len(data)
+        return f"data:audio/{kind};base64,{base64.b64encode(data).decode()}"
 
     def _drawn(self, source: str | None, size: tuple[int, int], marks: Sequence[_Mark], name: str, note: str) -> str:
         scale = max(size) / 100

@@ -21,8 +21,11 @@ WRONG_BELOW = 0.5  # by the task's judge
 MAX_REASONS = 50  # that a list of them shows
 
 
-def page(metrics: Mapping[str, Any], cases: Sequence[Case], template: ChatTemplate) -> str:
-    """The whole HTML of metrics.json's content and the questions; `template` reads the regions of an answer."""
+def page(metrics: Mapping[str, Any], cases: Sequence[Case], template: ChatTemplate, picture: str = "") -> str:
+    """The whole HTML of metrics.json's content and the questions; `template` reads the regions of an answer.
+
+    `picture` is the SVG of a task that draws its scores.
+    """
     title = f"{metrics['task']}: {metrics['num_questions']:,} questions"
     drawer = Pictures()
     kinds, chosen = _chosen(cases)
@@ -39,6 +42,7 @@ def page(metrics: Mapping[str, Any], cases: Sequence[Case], template: ChatTempla
 <section aria-labelledby="h-scores"><h2 id="h-scores">Scores</h2>{_scores(metrics)}</section>
 <section aria-labelledby="h-judge"><h2 id="h-judge">How right each answer is</h2>{_histogram(cases)}</section>
 </div>
+{f'<figure class="curves">{picture}</figure>' if picture else ""}
 {_not_answered(metrics)}
 <details><summary>Protocol {escaped(metrics["protocol_sha256"][:16])}</summary>{_table(_protocol(metrics))}</details>
 <h2>Answers, the worst first</h2>
@@ -113,7 +117,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
         columns[f"with safety {guarded['safety']} ({guarded['share_replaced']:.1%} replaced)"] = guarded["scores"]
     head = "".join(f"<th scope='col'>{escaped(name)}</th>" for name in columns) if len(columns) > 1 else ""
     rows = "".join(
-        f"<tr><th scope='row'>{escaped(name)}</th>"
+        f"<tr><th scope='row'>{escaped(name).replace('_', '_<wbr>')}</th>"
         + "".join(f'<td class="number">{_number(column.get(name))}</td>' for column in columns.values())
         + "</tr>"
         for name in metrics["scores"]
@@ -161,11 +165,11 @@ def _histogram(cases: Sequence[Case], bins: int = 20) -> str:
 
 
 def _not_answered(metrics: Mapping[str, Any]) -> str:
-    """What has no answer, and what a task left out of the facts, by reason."""
+    """What has no answer, and what was left out while it was asked, by reason."""
     failed, warned = metrics["not_answered"], metrics["warnings"]
     count = sum(one["count"] for one in failed.values())
     title = f"{count:,} not answered, counted as wrong" if failed else "Every question was answered"
-    return _reasons(title, failed) + (_reasons("Left out of the facts", warned) if warned else "")
+    return _reasons(title, failed) + (_reasons("Left out of facts or media", warned) if warned else "")
 
 
 def _reasons(title: str, found: Mapping[str, Any]) -> str:
@@ -222,6 +226,8 @@ table { border-collapse: collapse; font-size: .9rem } td, th { text-align: left;
   font-variant-numeric: tabular-nums }
 .scroll { overflow-x: auto } details { margin-top: 1rem } summary { cursor: pointer }
 figure { margin: 0 } .plot { max-width: 26rem } .plot svg { width: 100%; display: block }
+audio { width: 100%; max-width: 26rem; height: 36px; display: block }
+.curves { margin: 1rem 0 } .curves svg { max-width: 100%; height: auto; border-radius: .4rem }
 .plot text { font-size: 11px; fill: var(--muted) } .bar { fill: var(--bar) } .none { fill: var(--bad) }
 .axis { stroke: var(--line) }
 form { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: .4rem 1.2rem; align-items: center;

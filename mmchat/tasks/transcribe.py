@@ -51,16 +51,22 @@ class Transcribe:
     def score(
         self, answers: Sequence[Answer], questions: Sequence[Question | None], protocol: Protocol
     ) -> dict[str, float]:
-        """Word error rate (errors over all words of all records), and the share of records without an error.
+        """Word error rate (errors over all words of all records), character error rate, and the share without an error.
 
-        Case and punctuation do not count; apostrophes inside words do. A record that could not be read counts as one
-        of mean length with every word wrong.
+        Case and punctuation do not count; apostrophes inside words do. Characters are those of the same words, with one
+        blank between two; marks count by themselves. A record that could not be read counts as one of mean length with
+        everything wrong.
         """
         pairs = [(_words(_text(q.record)), _words(a.said or "")) for a, q in zip(answers, questions, strict=True) if q]
         total, unread = len(questions), len(questions) - len(pairs)
-        rate = jiwer.process_words([wanted for wanted, _ in pairs], [said for _, said in pairs]).wer if pairs else 0.0
-        exact = sum(wanted == said for wanted, said in pairs)
-        return {"word_error_rate": (rate * len(pairs) + unread) / total, "exact_match": exact / total}
+        both = [wanted for wanted, _ in pairs], [said for _, said in pairs]
+        words = jiwer.process_words(*both).wer if pairs else 0.0
+        characters = jiwer.process_characters(*both).cer if pairs else 0.0
+        return {
+            "word_error_rate": (words * len(pairs) + unread) / total,
+            "character_error_rate": (characters * len(pairs) + unread) / total,
+            "exact_match": sum(wanted == said for wanted, said in pairs) / total,
+        }
 
 
 def _text(record: Record) -> str:

@@ -6,6 +6,9 @@ further annotators'; regions, where there are any, are what the question is abou
 of thought that leads to the answer, with or without the places that it looks at (Shikra, arXiv 2306.15195). Optionally
 "more": further such facts about the same media, some of which are asked first, so that a picture with many questions
 is stored and encoded once.
+
+A question may be spoken: {"question": {"media": 1, "text": "..."}} is the recording `media` in the question's place;
+its words, where they are known, are not given. Recordings of questions stand behind all other media of a record.
 """
 
 from __future__ import annotations
@@ -13,13 +16,14 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mmchat.conversation import Conversation, MediaRef, Part, Record, Region, Turn
 from mmchat.errors import SampleError
 from mmchat.metrics.text import score_texts
 from mmchat.metrics.vqa import vqa_accuracy
 from mmchat.tasks.facts import drawn, region_of, regions_of, text_of, texts_of
-from mmchat.tasks.question import Answer, Protocol, Question, asked_alone, last_question
+from mmchat.tasks.question import Answer, Protocol, Question, asked_alone, each_alone, last_question
 from mmchat.tasks.rec import spaced
 
 SHORT = (
@@ -87,14 +91,12 @@ class VQA:
     """Asks the questions as they are; the record's own is last."""
 
     def conversation(self, record: Record, rng: random.Random) -> Conversation:
-        turns: list[Turn] = []
-        for one in drawn(record, rng):
-            turns += _exchange(one, () if turns else record.media, rng)
-        return Conversation(tuple(turns))
+        return _conversation(record, _shown(record), rng)
 
     def questions(self, record: Record, protocol: Protocol) -> list[Question]:
         """Each question of the record, alone."""
-        return asked_alone(record, lambda one: last_question(self.conversation(one, protocol.rng(one.key)), one))
+        shown = _shown(record)  # without what the other questions of the record say
+        return asked_alone(record, lambda one: last_question(_conversation(one, shown, protocol.rng(one.key)), one))
 
     def judge(self, answer: Answer, question: Question, protocol: Protocol) -> float:
         """VQAv2's accuracy where the protocol says so; else 1 for an exact match, and token F1."""
@@ -131,24 +133,56 @@ def final_answer(text: str) -> str:
     return found[1] if found else text
 
 
+def _conversation(record: Record, shown: tuple[MediaRef, ...], rng: random.Random) -> Conversation:
+    turns: list[Turn] = []
+    for one in drawn(record, rng):
+        turns += _exchange(replace(one, media=record.media), () if turns else shown, rng)
+    return Conversation(tuple(turns))
+
+
+def _shown(record: Record) -> tuple[MediaRef, ...]:
+    """What the questions are about: the media before the spoken questions. Raises SampleError for another order."""
+    found = [_spoken(one.facts.get("question"), record.media) for one in each_alone(record)]
+    spoken = {question for question in found if question is not None}
+    shown = [i for i in range(len(record.media)) if i not in spoken]
+    if shown != list(range(len(shown))):
+        raise SampleError("media out of order", f"{record.key}: recordings of questions ({spoken}) must stand last")
+    return record.media[: len(shown)]
+
+
+def _spoken(question: object, media: Sequence[MediaRef]) -> int | None:
+    """Which of the media is a question that is spoken; None for another question."""
+    match question:
+        case {"media": int(i)} if 0 <= i < len(media) and media[i].modality == "audio":
+            return i
+    return None
+
+
 def _exchange(one: Record, media: tuple[MediaRef, ...], rng: random.Random) -> tuple[Turn, Turn]:
     """Question and answer; the media stands in front of the question."""
-    question, answer = text_of(one, "question"), texts_of(one, "answers")[0]
+    spoken = _spoken(one.facts.get("question"), one.media)
+    question = asked(text_of(one, "question")) if spoken is None else one.media[spoken]
+    answer = texts_of(one, "answers")[0]
     parts: list[Part] = [*media]
     if regions := regions_of(one, one.facts.get("regions", [])):
         before, _, after = rng.choice(ABOUT).partition("{}")
         parts += [before, *spaced(regions), after]
     if "cot" not in one.facts:
-        parts.append(asked(question) + rng.choice(SHORT))
+        parts += _in_manner(question, rng.choice(SHORT))
         return Turn("user", tuple(parts)), Turn("assistant", (answer,))
     reasons = _reasons(one)
     is_grounded = any(isinstance(part, Region) for part in reasons)
     manner = rng.choice((*WITH_PLACES, *IN_WORDS) if is_grounded else IN_WORDS)
     if manner in IN_WORDS:
         reasons = [_without_places(reasons)]
-    parts.append(asked(question) + manner)
+    parts += _in_manner(question, manner)
     conclusion = f" The answer is {answer.strip().removesuffix('.').rstrip()}."
     return Turn("user", tuple(parts)), Turn("assistant", (*reasons, conclusion))
+
+
+def _in_manner(question: Part, manner: str) -> list[Part]:
+    """A question, and how it is to be answered."""
+    return [question + manner] if isinstance(question, str) else [question, *([manner.strip()] if manner else [])]
 
 
 def _reasons(one: Record) -> list[Part]:

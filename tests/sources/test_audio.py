@@ -80,7 +80,8 @@ def test_the_word_error_rate_counts_words_of_all_records() -> None:
     questions = [question for record in records for question in TASKS["transcribe"].questions(record, Protocol())]
     answers = [Answer("one too three!"), Answer("it\u2019s four")]
     scores = TASKS["transcribe"].score(answers, questions, Protocol())
-    assert scores == {"word_error_rate": pytest.approx(1 / 5), "exact_match": 0.5}
+    wanted = {"word_error_rate": 1 / 5, "character_error_rate": 1 / 22, "exact_match": 0.5}
+    assert scores == pytest.approx(wanted)
 
 
 def test_a_quote_that_is_never_closed_is_counted(tmp_path: Path) -> None:
