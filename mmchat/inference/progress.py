@@ -1,4 +1,4 @@
-"""What an evaluation says on stderr while it runs."""
+"""What an evaluation or a judge says on stderr while it runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ SAY_EVERY_S = 30.0  # where the output is no terminal
 class Progress:
     """One line on stderr that is written over; where that is no terminal, a line now and then."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, words: str = "{num:,} questions of {done} records") -> None:
+        """words: what is said, with `num` and `done` of `say`; the time left comes behind it."""
+        self.total, self.words = total, words
         self.first = 0.0  # records that were done before
         self.started = self.said = time.monotonic()
         self.is_terminal = sys.stderr.isatty()
@@ -29,12 +30,13 @@ class Progress:
             return  # `end` says the rest
         self.said = now
         left = timedelta(seconds=round((now - self.started) / (done - self.first) * (self.total - done)))
-        line = f"{num_questions:,} questions of {int(done):,}/{self.total:,} records, {left} left"
+        said = self.words.format(num=num_questions, done=f"{int(done):,}/{self.total:,}")
+        line = f"{said}, {left} left"
         if self.is_terminal:
             print(f"\r{line}\033[K", end="", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
 
     def end(self, num_questions: int) -> None:
-        line = f"{num_questions:,} questions of {self.total:,} records"
+        line = self.words.format(num=num_questions, done=f"{self.total:,}")
         print(f"\r{line}\033[K" if self.is_terminal else line, file=sys.stderr, flush=True)
