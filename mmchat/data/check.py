@@ -282,6 +282,7 @@ def _check_region(region: Region, ref: MediaRef) -> None:
 def _fit(template: ChatTemplate, conversation: Conversation, key: str, uses: list[Use], notes: Notes) -> Sample:
     """The sample at its full length; notes which budgets shorten it. Raises SampleError where one cannot hold it."""
     whole = template.fit(conversation, key, key, _UNLIMITED, _UNLIMITED)
+    notes.update({one.rule: ("warning", one.amount) for item in whole.media for one in item.plan.excerpts})
     for use in uses:
         assert use.tokens is not None and use.patches is not None
         if len(whole) > use.tokens or whole.num_patches > use.patches:

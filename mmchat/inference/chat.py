@@ -131,7 +131,7 @@ def _common_length(old: Sample, new: Sample) -> int:
         pair = [media[i] for media in (old.media, new.media) if i < len(media)]
         if len(pair) < 2 or pair[0].ref is not pair[1].ref or pair[0].start != pair[1].start:
             return min(common, *(item.start for item in pair))
-        if pair[0].start < common < pair[0].start + pair[0].num_placeholders:
+        if pair[0].start < common < pair[0].end:
             return pair[0].start
     return common
 

@@ -25,6 +25,7 @@ from mmchat.modalities.image import upright
 from mmchat.schema import Schema
 
 GREY = (128, 128, 128)
+_BLOCK = 1 << 20  # samples of silence written at a time
 
 
 class Controls(Schema):
@@ -245,5 +246,6 @@ def _silence(num_samples: int) -> bytes:
     """FLAC, in which silence takes next to no room."""
     out = io.BytesIO()
     with soundfile.SoundFile(out, "w", SAMPLE_RATE_HZ, 1, format="FLAC") as file:
-        file.write(np.zeros(num_samples, np.float32))
+        for start in range(0, num_samples, _BLOCK):  # hours of it would be gigabytes
+            file.write(np.zeros(min(_BLOCK, num_samples - start), np.float32))
     return out.getvalue()

@@ -58,6 +58,7 @@ class Case:
             "reference_likelihood": answer.reference_likelihood,
             "judge": self.judge,
             "error": answer.error,
+            "excerpts": list(answer.excerpts),
         }
 
 
@@ -71,6 +72,7 @@ def answer_of(line: dict[str, Any]) -> Answer:
         tuple(line["likelihoods"]),
         (pair[0], pair[1]) if pair else None,
         line["error"],
+        tuple(line.get("excerpts", ())),  # lines of before have none
     )
 
 

@@ -6,13 +6,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmchat.conversation import Conversation, MediaRef, Modality
 from mmchat.errors import SampleError
 from mmchat.inference.chat import ChatSession, read_question
 from mmchat.inference.draw import draw_answer
+from mmchat.inference.seen import Seen, described
 from mmchat.modalities.image import size_of
 
 DRAWN = (".png", ".jpg", ".jpeg", ".webp")
@@ -80,11 +81,15 @@ def _why_not_writable(place: Path) -> str:
 
 @dataclass
 class Terminal:
-    """A session, the media that the next question will bring, and all files that were read: no drawing replaces one."""
+    """A session, the media that the next question will bring, and all files that were read: no drawing replaces one.
+
+    seen: where what the model was given is saved after each answer.
+    """
 
     session: ChatSession
     media: list[MediaRef] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    seen: Seen | None = None
 
     def ask(self, text: str) -> bool:
         """Prints the answer as it comes; returns False where the question could not be asked."""
@@ -95,7 +100,8 @@ class Terminal:
             print(f"error: {error}. The question was not asked", file=sys.stderr)
             return False
         try:
-            for piece in self.session.ask([*self.media, *question]):
+            media = [self._planned(item, number) for number, item in enumerate(self.media, len(known) + 1)]
+            for piece in self.session.ask([*media, *question]):
                 print(piece, end="", flush=True)
             print(flush=True)
         except SampleError as error:
@@ -103,7 +109,21 @@ class Terminal:
             return False
         finally:
             self.media = []
+        if self.seen is not None:
+            self.seen.save(Conversation(self.session.turns))
+            print(f"saved: {self.seen.folder / 'index.html'}", file=sys.stderr)
         return True
+
+    def _planned(self, item: MediaRef, number: int) -> MediaRef:
+        """The item with its header, read once. Says what of a clip or sound the model gets. Raises SampleError."""
+        preprocess = self.session.loaded.template.preprocesses.get(item.modality)
+        if preprocess is None:
+            return item  # the template refuses it, and says what there is
+        header = preprocess.header(item.read())
+        plan = preprocess.plan(header)
+        if item.modality != "image":
+            print(f"{item.modality}-{number}: {described(item, plan)}", file=sys.stderr)
+        return replace(item, header=header)
 
     def draw(self, out: str | Path) -> None:
         """Draws what the last question and answer name, each picture to its own file. Raises as `check_drawing`."""

@@ -10,13 +10,35 @@ Every modality offers the same two things:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from mmchat.batch import FeatureShape
 from mmchat.conversation import MediaHeader
 from mmchat.regions import Geometry
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """What is seen or heard of an item that is longer than its budget; as text "rule: how much".
+
+    Attributes:
+        rule: which budget, and which part of the item, in the same words for every item.
+        shown, whole: seconds, or frames: those planned, and those that the rule without the budget asks for.
+    """
+
+    rule: str
+    shown: float
+    whole: float
+    unit: Literal["s", "frames"]
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.amount}"
+
+    @property
+    def amount(self) -> str:
+        return f"{self.shown:,.6g} of {self.whole:,.6g} {self.unit} ({self.shown / self.whole:.2%})"
 
 
 @dataclass(frozen=True)
@@ -28,12 +50,16 @@ class MediaPlan:
         num_patches: encoder cost in patches (or spectrogram positions), the unit of the patch budget.
         geometry: original pixels to encoder-input pixels; None for audio.
         times_s: presentation time of every frame (video) in seconds, else empty.
+        spans_s: start and end of the pieces of a sound that are heard one behind another; empty: from its beginning.
+        excerpts: why and how an item is not seen or heard as its length asks; empty where it is.
     """
 
     shape: FeatureShape
     num_patches: int
     geometry: Geometry | None = None
     times_s: tuple[float, ...] = ()
+    spans_s: tuple[tuple[float, float], ...] = ()
+    excerpts: tuple[Excerpt, ...] = ()
 
 
 class Preprocess(Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmchat.batch import FeatureShape
 from mmchat.conversation import MediaHeader
 from mmchat.errors import SampleError
-from mmchat.modalities import MediaPlan
+from mmchat.modalities import Excerpt, MediaPlan
 from mmchat.modalities.sandbox import Sandbox, SandboxLimits
 from mmchat.schema import Schema
 
@@ -82,10 +82,15 @@ class WhisperEncoderConfig(Schema):
 
 
 class AudioConfig(SandboxLimits):
-    """How sound is heard."""
+    """How sound is heard.
+
+    too_long: what happens to a sound above max_duration_s. `refuse`: it is refused; `first`: its first max_duration_s
+    are heard; `spread`: as much of it, in whole encoder windows with equal gaps between them.
+    """
 
     encoder: WhisperEncoderConfig
     max_duration_s: float = Field(default=300.0, gt=0)
+    too_long: Literal["refuse", "first", "spread"] = "refuse"
 
     def preprocess(self) -> AudioPreprocess:
         """The preprocess of the encoder; reads the encoder's metadata, no weights."""
@@ -117,31 +122,78 @@ class AudioPreprocess:
 
         The cost counts whole windows: the encoder works on the silence at the end too.
         """
-        positions = max(1, math.ceil(round(self._check(header) * POSITIONS_PER_S, 6)))
+        duration_s = self._check(header)
+        heard_s = min(duration_s, self.config.max_duration_s)
+        positions = max(1, math.ceil(round(heard_s * POSITIONS_PER_S, 6)))
         windows = math.ceil(positions / self.spec.window_positions)
-        return MediaPlan(shape=(positions, 1, 1), num_patches=windows * self.spec.window_positions)
+        spans_s: tuple[tuple[float, float], ...] = ()
+        excerpts: tuple[Excerpt, ...] = ()
+        if heard_s < duration_s:
+            part = "first part heard"
+            if self.config.too_long == "spread":
+                part = "windows all over it heard"
+                spans_s = _spread(positions, self.spec.window_positions, duration_s)
+            excerpts = (Excerpt(f"sound longer than max_duration_s, {part}", heard_s, duration_s, "s"),)
+        num_patches = windows * self.spec.window_positions
+        return MediaPlan((positions, 1, 1), num_patches, spans_s=spans_s, excerpts=excerpts)
 
     def __call__(self, data: bytes, plan: MediaPlan) -> Tensor:
         """Decodes one item to [windows, mels, 2 * window_positions] by its plan. Raises SampleError."""
+        return self.features(self.samples(data, plan))
+
+    def samples(self, data: bytes, plan: MediaPlan) -> np.ndarray:
+        """What is heard of one item: [windows, samples of a window] float32 at SAMPLE_RATE_HZ. Raises SampleError.
+
+        Behind the end of the sound there is silence.
+        """
         duration_s = plan.shape[0] / POSITIONS_PER_S
-        _, samples = self.sandbox.call("audio_samples", data, sample_rate_hz=SAMPLE_RATE_HZ, max_duration_s=duration_s)
+        _, payload = self.sandbox.call(
+            "audio_samples",
+            data,
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            max_duration_s=duration_s,
+            spans_s=plan.spans_s,
+            holds="part" if plan.excerpts else "whole",
+        )
         window = self.spec.window_positions * SAMPLE_RATE_HZ // POSITIONS_PER_S  # samples
         padded = np.zeros(math.ceil(plan.shape[0] / self.spec.window_positions) * window, np.float32)
-        sound = np.frombuffer(samples, np.float32)[: len(padded)]
+        sound = np.frombuffer(payload, np.float32)[: len(padded)]
         padded[: len(sound)] = sound
-        features = self.feature_extractor(
-            list(padded.reshape(-1, window)), sampling_rate=SAMPLE_RATE_HZ, return_tensors="np"
-        )
+        return padded.reshape(-1, window)
+
+    def features(self, windows: np.ndarray) -> Tensor:
+        """[windows, samples] to log-mel [windows, mels, 2 * window_positions]."""
+        features = self.feature_extractor(list(windows), sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")
         return torch.from_numpy(np.asarray(features["input_features"], np.float32))
 
     def _check(self, header: MediaHeader) -> float:
         """Duration within the limits, in seconds."""
         if header.duration_s is None:
             raise SampleError("header incomplete", "a sound's header needs its duration")
-        if not 0 < header.duration_s <= self.config.max_duration_s:
-            reason = "audio too long" if header.duration_s > 0 else "empty audio"
-            raise SampleError(reason, f"{header.duration_s:.3f} s, wanted up to {self.config.max_duration_s:g} s")
+        longest_s = self.config.max_duration_s
+        if not 0 < header.duration_s < math.inf:  # also of nan, this is false
+            raise SampleError("empty audio", f"{header.duration_s:.3f} s, wanted more than none")
+        if header.duration_s > longest_s and self.config.too_long == "refuse":
+            raise SampleError(
+                "audio too long",
+                f"{header.duration_s:.3f} s, wanted up to {longest_s:g} s (max_duration_s); too_long: first or spread "
+                "in the model's configuration hears a part of it",
+            )
         return header.duration_s
+
+
+def _spread(positions: int, window_positions: int, duration_s: float) -> tuple[tuple[float, float], ...]:
+    """Start and end in seconds of pieces that fill one encoder window each, the last perhaps a part of one.
+
+    The gaps between them are equal, those before the first and behind the last half as long.
+    """
+    lengths_s = [
+        min(window_positions, positions - first) / POSITIONS_PER_S for first in range(0, positions, window_positions)
+    ]
+    gap_s = max(0.0, duration_s - positions / POSITIONS_PER_S) / len(lengths_s)
+    window_s = window_positions / POSITIONS_PER_S
+    starts_s = [round(gap_s * (number + 0.5) + window_s * number, 3) for number in range(len(lengths_s))]
+    return tuple((start, start + length) for start, length in zip(starts_s, lengths_s, strict=True))
 
 
 class WhisperEncoder(nn.Module):

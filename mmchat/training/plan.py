@@ -28,6 +28,7 @@ from mmchat.data.build import build_template
 from mmchat.data.chat_template import ChatTemplate
 from mmchat.data.mixture import Mixture
 from mmchat.data.pack import LanePacker
+from mmchat.modalities import Excerpt
 from mmchat.models.mmchat import MMChat
 from mmchat.models.skeleton import skeleton
 from mmchat.training.flops import PEAKS, FlopCounter
@@ -56,6 +57,7 @@ class PackPlan:
     media: Counter[tuple[Modality, str]]
     sources: Counter[tuple[str, str]]
     reasons: Counter[str]
+    excerpts: tuple[Excerpt, ...]
 
     def size(self, what: str) -> int:
         """Its "tokens", or its encoder "patches"."""
@@ -101,12 +103,14 @@ def _pack_plan(lane: int, packer: LanePacker) -> PackPlan:
     shapes: dict[Modality, list[FeatureShape]] = {}
     media: Counter[tuple[Modality, str]] = Counter()
     sources: Counter[tuple[str, str]] = Counter()
+    excerpts: list[Excerpt] = []
     for number, sample in planned:
         learned = sum(label != IGNORE for label in sample.labels)
         for what, count in (("samples", 1), ("tokens", len(sample)), ("learned", learned)):
             sources[number.source, what] += count
         for item in sample.media:
             shapes.setdefault(item.modality, []).append(item.plan.shape)
+            excerpts += item.plan.excerpts
             for what, count in (("items", 1), ("tokens", item.num_placeholders), ("patches", item.plan.num_patches)):
                 media[item.modality, what] += count
     bad = packer.take_bad()
@@ -120,6 +124,7 @@ def _pack_plan(lane: int, packer: LanePacker) -> PackPlan:
         media,
         sources,
         Counter(sample.reason for sample in bad),
+        tuple(excerpts),
     )
 
 
@@ -162,6 +167,7 @@ class _Totals:
         self.media: Counter[tuple[Modality, str]] = Counter()
         self.sources: Counter[tuple[str, str]] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.excerpts: dict[tuple[str, str], list[float]] = {}  # by rule and unit: items, shown, whole
         self.flops = 0.0
         self.largest: dict[str, tuple[int, PackPlan]] = {}  # by what it has most of: step, pack
 
@@ -169,6 +175,9 @@ class _Totals:
         self.media.update(pack.media)
         self.sources.update(pack.sources)
         self.reasons.update(pack.reasons)
+        for one in pack.excerpts:
+            counts = self.excerpts.setdefault((one.rule, one.unit), [0, 0, 0])
+            counts[:] = [sum(pair) for pair in zip(counts, (1, one.shown, one.whole), strict=True)]
         sizes = {str(m): (sum(map(math.prod, s)), pack.media[m, "tokens"]) for m, s in pack.shapes.items()}
         self.flops += self.counter.count_sizes(pack.lengths, pack.num_learned, sizes)
         for what in ("tokens", "patches"):
@@ -180,6 +189,7 @@ class _Totals:
         self.flops *= factor
         self.media = Counter({key: round(count * factor) for key, count in self.media.items()})
         self.reasons = Counter({key: round(count * factor) for key, count in self.reasons.items()})
+        self.excerpts = {key: [count * factor for count in counts] for key, counts in self.excerpts.items()}
 
 
 def plan_stage(
@@ -285,6 +295,10 @@ def _consumed(
             for modality in config.model.modalities.entries()
         },
         "left_out_by_reason": dict(totals.reasons.most_common()),
+        "excerpts": [
+            {"rule": rule, "items": round(items), "shown": shown, "whole": whole, "unit": unit}
+            for (rule, unit), (items, shown, whole) in totals.excerpts.items()
+        ],
         "largest": {
             what: {"step": step, "lane": pack.lane, "samples": list(pack.keys)}
             | {size: pack.size(size) for size in ("tokens", "patches")}

@@ -47,6 +47,10 @@ def plan_table(plan: dict[str, Any]) -> str:
         f"{about + format(plan['tokens'], ','):>15} {plan['learned'] / max(1, plan['tokens']):>7.1%}"
     )
     lines += [f"left out: {about}{count:,}, {reason}" for reason, count in plan["left_out_by_reason"].items()]
+    for one in plan["excerpts"]:
+        how = f"{one['shown']:,.6g} of {one['whole']:,.6g} {one['unit']}, {one['shown'] / one['whole']:.1%}"
+        said = f"shortened: {about}{one['items']:,} items, {one['rule']}: {about}{how}"
+        lines.append(textwrap.fill(said, WIDTH, subsequent_indent="  "))
     lines += [f"padding {plan['padding']:.1%}, learned {about}{plan['learned']:,} tokens", ""]
 
     lines.append(f"{'modality':<18} {'items':>14} {'LLM tokens':>16} {'share':>6} {'encoder patches':>18}")
