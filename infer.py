@@ -1,7 +1,8 @@
 """Ask a trained model.
 
-    python infer.py chat CHECKPOINT [--image F] [--audio F] [--video F] [--ask TEXT] [--draw F]
+    python infer.py chat CHECKPOINT [--image F] [--audio F] [--video F] [--ask TEXT] [--draw F] [--save-seen DIR]
     python infer.py evaluate CHECKPOINT --shards S --task T --out FOLDER
+    python infer.py judge FOLDER --endpoint URL --model NAME --protocol F
     python infer.py release CHECKPOINT OUT [--dtype float16]
 
 CHECKPOINT is a checkpoint's folder, a run's or stage's folder (its newest is taken), or a configuration file for the
@@ -44,12 +45,18 @@ def main() -> int:
         chat.add_argument(f"--{modality}", action="append", default=[], metavar="F", help="may be given several times")
     chat.add_argument("--ask", metavar="TEXT", help="ask this and stop; without it, type")
     chat.add_argument("--draw", metavar="F", help="with --ask: draw the places named into a png, jpg or webp")
+    chat.add_argument(
+        "--save-seen",
+        metavar="DIR",
+        help="save what the model is given: frames with their times, sounds and their spectrograms, and a page of them",
+    )
     chat.add_argument("--system", metavar="TEXT", help="said first")
     chat.add_argument(
         "--safety", metavar="NAME", help="judge each sentence before it is shown: word-list, or a text classifier"
     )
 
     _add_evaluate(commands)
+    _add_judge(commands)
 
     release = commands.add_parser("release", help="make a checkpoint small: trained weights alone, in half precision")
     release.add_argument("checkpoint")
@@ -63,7 +70,8 @@ def main() -> int:
 
     hide_progress_bars()
     try:
-        return {"chat": _chat, "evaluate": _evaluate, "release": _release}[arguments.command](arguments)
+        commands_by_name = {"chat": _chat, "evaluate": _evaluate, "judge": _judge, "release": _release}
+        return commands_by_name[arguments.command](arguments)
     except (ValueError, RuntimeError, OSError, SampleError) as error:
         if arguments.debug:
             raise
@@ -102,6 +110,7 @@ def _chat(arguments: argparse.Namespace) -> int:
     from mmchat.inference.chat import ChatSession, read_question
     from mmchat.inference.load import load
     from mmchat.inference.safety import build_safety
+    from mmchat.inference.seen import Seen, check_folder
     from mmchat.inference.terminal import Terminal, check_drawing, read_media
 
     # What can be refused is refused before the model is loaded, which takes a while.
@@ -114,13 +123,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         out = check_drawing(arguments.draw, sources, range(1, len(arguments.image) + 1))
     if arguments.ask is not None:
         read_question(arguments.ask, media)
+    seen_folder = check_folder(arguments.save_seen) if arguments.save_seen is not None else None
 
     guard = build_safety(arguments.safety) if arguments.safety is not None else None
     if guard is not None:
         guard.is_unsafe("Hello.")  # loads a classifier, or fails
     loaded = load(arguments.checkpoint, arguments.dtype)
     session = ChatSession(loaded, _decoding(arguments), arguments.system, guard)
-    terminal = Terminal(session, media, sources)
+    seen = Seen(seen_folder, loaded.template) if seen_folder is not None else None
+    terminal = Terminal(session, media, sources, seen)
     if arguments.ask is None:
         terminal.talk()
         return 0
@@ -201,6 +212,48 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     print(summary(metrics, arguments.out))
     if not metrics["num_answered"]:
         raise ValueError("not one question was answered, so the scores say nothing; the reasons stand above")
+    return 0
+
+
+def _add_judge(commands: Any) -> None:
+    judge = commands.add_parser(
+        "judge",
+        help="have the answers of an evaluation judged by a language model",
+        description="Reads what `evaluate` wrote, asks any OpenAI-compatible endpoint, and writes judge.json and "
+        "verdicts.jsonl. The same command continues a run that was stopped. docs/judge.md says what a judge is not.",
+    )
+    judge.add_argument("folder", type=Path, help="the --out of infer.py evaluate")
+    judge.add_argument("--endpoint", required=True, metavar="URL", help="such as http://localhost:8000/v1")
+    judge.add_argument("--model", required=True, metavar="NAME", help="the judge, by the id of one version")
+    judge.add_argument("--protocol", required=True, type=Path, metavar="F", help="a configs/judges/*.yaml")
+    judge.add_argument("--api-key-file", type=Path, metavar="F", help="a file with the key and nothing else")
+    judge.add_argument("--out", type=Path, metavar="DIR", help="default: FOLDER/PROTOCOL-MODEL")
+    judge.add_argument("--cache", type=Path, metavar="DIR", help="of replies; default: ~/.cache/mmchat/verdicts")
+    judge.add_argument("--limit", type=_positive, metavar="N", help="first N answers, or pairs of them, only")
+    judge.add_argument("--parallel", type=_positive, default=4, metavar="N", help="requests at a time (default: 4)")
+    judge.add_argument("--timeout", type=_positive, default=60, metavar="S", help="of one request (default: 60 s)")
+    judge.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from mmchat.inference.judge import CACHE, default_out, judge_answers, load_judge_protocol, summary
+    from mmchat.inference.judge_endpoint import Endpoint, read_key
+
+    key = read_key(arguments.api_key_file) if arguments.api_key_file is not None else None
+    endpoint = Endpoint(arguments.endpoint, arguments.model, key, arguments.timeout)
+    out = arguments.out or default_out(arguments.folder, arguments.protocol, arguments.model)
+    metrics = judge_answers(
+        arguments.folder,
+        endpoint,
+        load_judge_protocol(arguments.protocol),
+        out,
+        arguments.cache or CACHE,
+        arguments.limit,
+        arguments.parallel,
+    )
+    print(summary(metrics, out))
+    if not metrics["num_judged"]:
+        raise ValueError("there is not one verdict, so the scores say nothing; the reasons stand above")
     return 0
 
 

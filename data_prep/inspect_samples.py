@@ -414,7 +414,7 @@ def _marks(planned: Planned, items: Sequence[Item], template: ChatTemplate) -> t
     marks, unreadable = [], []
     for region in regions(planned.conversation):
         plan, text = items[region.media].plan, ""
-        if plan is not None and plan.geometry is not None and region.tube is None:
+        if plan is not None and plan.geometry is not None:
             inside = check_region(region, plan.geometry.width, plan.geometry.height)
             text = template.config.regions.render(inside, plan.geometry)
         marks.append(Mark(region, text))
@@ -441,11 +441,11 @@ def _pieces(sample: Sample, numbers: Sequence[int], template: ChatTemplate) -> I
     special |= set(template.tokenizer.all_special_ids)
     position = 0
     for media, item in [*zip(numbers, sample.media, strict=True), (None, None)]:
-        end = len(sample) if item is None else item.start
-        yield from _tokens(sample, position, end, special, template)
-        if item is not None and media is not None:
-            yield Placeholder(media, item.modality, item.start, item.num_placeholders)
-            position = item.start + item.num_placeholders
+        for start, count in [(len(sample), 0)] if item is None else item.runs:
+            yield from _tokens(sample, position, start, special, template)
+            if item is not None and media is not None:
+                yield Placeholder(media, item.modality, start, count)
+                position = start + count
 
 
 def _tokens(sample: Sample, start: int, end: int, special: set[int], template: ChatTemplate) -> Iterator[Token]:
@@ -500,9 +500,7 @@ def _item(media: int, item: PlannedMedia, template: ChatTemplate, with_media: bo
 
 def unnormalised(pixels: Tensor, spec: ImageSpec) -> list[Image.Image]:
     """Encoder input [n, 3, height, width] as pictures: the inverse of ImageSpec.normalise."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (spec.mean, spec.std))
-    levels = ((pixels.numpy() * std + mean) * 255).round().clip(0, 255).astype(np.uint8)
-    return [Image.fromarray(picture) for picture in np.ascontiguousarray(levels.transpose(0, 2, 3, 1))]
+    return spec.pictures(pixels)
 
 
 def _original(data: bytes) -> Image.Image:
@@ -535,7 +533,11 @@ def _video(data: bytes, plan: MediaPlan, preprocess: VideoPreprocess) -> dict[st
 def _sound(data: bytes, item: PlannedMedia, preprocess: AudioPreprocess) -> Sound:
     windows = preprocess(data, item.plan).numpy()  # [windows, mels, frames]
     _, samples = preprocess.sandbox.call(
-        "audio_samples", data, sample_rate_hz=SAMPLE_RATE_HZ, max_duration_s=MAX_SOUND_S
+        "audio_samples",
+        data,
+        sample_rate_hz=SAMPLE_RATE_HZ,
+        max_duration_s=MAX_SOUND_S,
+        spans_s=item.plan.spans_s,
     )
     num_positions = item.plan.shape[0]
     frames_per_position = windows.shape[2] // preprocess.spec.window_positions

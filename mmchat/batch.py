@@ -26,12 +26,14 @@ class MediaBatch:
             late fusion, where media never enters the sequence.
         anchors: [items, 3] row, segment, and position in the segment from which tokens may look at the item; only late
             fusion reads it.
+        times_s: of each item the time of every frame in seconds; () for items that are no videos.
     """
 
     data: Tensor
     shapes: tuple[FeatureShape, ...]
     index: Tensor
     anchors: Tensor
+    times_s: tuple[tuple[float, ...], ...] = ()
 
     def to(self, device: torch.device) -> MediaBatch:
         return replace(self, data=self.data.to(device), index=self.index.to(device), anchors=self.anchors.to(device))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from mmchat.conversation import MODALITIES, Modality
 from mmchat.models.build import ModelConfig
+from mmchat.models.fusion import LateConfig
 from mmchat.regions import Dialect, Frame, RegionFormat
 from mmchat.schema import Schema
 from mmchat.storage import CacheConfig
@@ -35,11 +36,14 @@ class SourceConfig(Schema):
 class ChatConfig(Schema):
     """How conversations become text.
 
-    format `auto` takes the tokenizer's own chat template apart; the others are written out in chat_template.py.
+    format `auto` takes the tokenizer's own chat template apart; the others are written out in chat_format.py.
     system: said first in every conversation that has no system turn; None leaves the template's own default.
     media_suffix: text after a media item's tokens.
     region_decimals: of coordinates; None writes the dialect's own number. Fewer are fewer tokens to say. Not for `loc`,
         whose numbers are whole.
+    time_decimals: of the seconds of regions in videos and of frame times. tube_boxes: of a tube that are written.
+    frame_times: `text` writes "@1.5s" before the tokens of each moment of a video, as a region at that time begins.
+        (Times in the tokens themselves are the connector's `times`.)
     """
 
     format: Literal["auto", "chatml", "vicuna", "plain"] = "auto"
@@ -48,6 +52,9 @@ class ChatConfig(Schema):
     region_dialect: Dialect = "shikra"
     region_frame: Frame = "padded_square"
     region_decimals: Annotated[int, Field(ge=0, le=6)] | None = None
+    time_decimals: Annotated[int, Field(ge=0, le=3)] = 1
+    tube_boxes: Annotated[int, Field(ge=2)] = 8
+    frame_times: Literal["none", "text"] = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -60,7 +67,9 @@ class ChatConfig(Schema):
 
     @property
     def regions(self) -> RegionFormat:
-        return RegionFormat(self.region_dialect, self.region_frame, self.region_decimals)
+        return RegionFormat(
+            self.region_dialect, self.region_frame, self.region_decimals, self.time_decimals, self.tube_boxes
+        )
 
 
 class BatchConfig(Schema):
@@ -172,7 +181,27 @@ class RunConfig(Schema):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, found {names}")
+        if self.chat.frame_times == "text":
+            self._check_frame_times()
         return self
+
+    def _check_frame_times(self) -> None:
+        """Raises ValueError where no text can stand before the tokens of each moment of a video."""
+        video = self.model.modalities.video
+        if video is None:
+            raise ValueError("chat.frame_times: text needs model.modalities.video; leave frame_times out")
+        if isinstance(self.model.fusion, LateConfig):
+            raise ValueError(
+                "chat.frame_times: text needs the tokens of videos among those of the text, where fusion: late does "
+                "not put them. Leave frame_times out and set model.modalities.video.connector.times, or choose another "
+                "fusion"
+            )
+        if video.connector.moments((1, 1, 1)) is None:
+            raise ValueError(
+                "chat.frame_times: text needs tokens that belong to moments; each token of connector "
+                f"{video.connector.kind} reads all frames. Leave frame_times out, or choose linear, mlp, pool or "
+                "spatio_temporal"
+            )
 
     @property
     def folder(self) -> Path:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mmchat.conversation import Region
-from mmchat.regions import FULL_SCALE, NUMBER, NUMBERS, BoxFormat, Frame, Unit, read_box, read_point
+from mmchat.region_marks import NUMBER, NUMBERS
+from mmchat.regions import FULL_SCALE, BoxFormat, Frame, Unit, read_box, read_point
 
 TextFrame = Frame | Literal["resized"] | None
 

@@ -3,19 +3,21 @@
 A region is kept in original pixels and becomes text last, because its text depends on what the preprocessing did to
 the picture. Formats: Shikra (arXiv 2306.15195) three decimals of the padded square; Qwen-VL, InternVL and Ferret
 integers 0-1000; Qwen2.5-VL pixels of the resized picture; PaliGemma <locNNNN> in y, x order; Molmo percent.
+None of them says when; the times of places in videos are this project's own notation (see `RegionFormat`).
 How other models' data sets write regions in their texts is read by `mmchat.region_text`.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal, get_args
 
 from mmchat.conversation import Region
 from mmchat.errors import SampleError
+from mmchat.region_marks import MAX_TIME_S, Mark, marks
 
 Dialect = Literal["shikra", "norm1000", "pixels", "loc", "percent"]
 Frame = Literal["original", "padded_square"]
@@ -33,13 +35,6 @@ WRITTEN: dict[Dialect, tuple[Unit, int]] = {
     "loc": ("norm1024", 0),
     "percent": ("norm100", 1),
 }
-
-NUMBER = r"-?\d+(?:\.\d*)?"
-# Numbers of one or several regions: commas inside a region, semicolons between regions (Shikra's form).
-NUMBERS = rf"\s*{NUMBER}(?:\s*[,;]\s*{NUMBER})*\s*"
-
-# The number of a region's picture. ASCII: int() reads every script's digits, but only these are ever written.
-WHICH = r"(?:#([0-9]{1,3}))?"
 
 # How far a region may reach past its picture: annotations count the last pixel or the line behind it.
 TOLERANCE_PX = 1.0
@@ -68,21 +63,33 @@ class Geometry:
 def check_region(region: Region, width: int, height: int) -> Region:
     """The region within a picture of this size; what reaches past it by a pixel at most is clamped.
 
-    Raises SampleError: "region not finite", "inverted region", "region outside the picture" or "empty region".
+    Raises SampleError: "region not finite", "inverted region", "region outside the picture", "empty region", or
+    "impossible time" for one before the first frame, and for a tube whose times do not rise.
     """
+    if region.time_s is not None:
+        _check_times([region.time_s], region)
     if region.box is not None:
         return replace(region, box=_inside(region.box, region, width, height))
     if region.point is not None:
         x, y, _, _ = _inside((*region.point, *region.point), region, width, height)
         return replace(region, point=(x, y))
-    tube = []
-    for time_s, *box in region.tube or ():
-        if not math.isfinite(time_s):
-            raise SampleError("region not finite", f"found {_shown(region)}; wanted times in seconds")
-        tube.append((time_s, *_inside((box[0], box[1], box[2], box[3]), region, width, height)))
-    if not tube:
+    if not region.tube:
         raise SampleError("empty region", "found a tube without boxes; wanted one at least")
+    _check_times([time_s for time_s, *_ in region.tube], region)
+    tube = [(time_s, *_inside((a, b, c, d), region, width, height)) for time_s, a, b, c, d in region.tube]
     return replace(region, tube=tuple(tube))
+
+
+def _check_times(times_s: Sequence[float], region: Region) -> None:
+    """The end of the video is not known here: a time behind it is not refused."""
+    if not all(map(math.isfinite, times_s)):
+        raise SampleError("region not finite", f"found {_shown(region)}; wanted times in seconds")
+    if times_s[0] < 0 or times_s[-1] > MAX_TIME_S or not _rises(times_s):
+        raise SampleError(
+            "impossible time",
+            f"found {_shown(region)} at {', '.join(f'{time_s:g}' for time_s in times_s[:8])} s; wanted seconds from "
+            "the first frame on, rising within a tube",
+        )
 
 
 def _inside(
@@ -108,9 +115,13 @@ def _inside(
     return x1, y1, x2, y2
 
 
+def _rises(times_s: Sequence[float]) -> bool:
+    return all(a < b for a, b in pairwise(times_s))
+
+
 def _shown(region: Region) -> str:
     kind = "box" if region.box is not None else "point" if region.point is not None else "tube"
-    return f"{kind} {region.box or region.point or region.tube}"
+    return f"{kind} {region.box or region.point or region.tube}"[:300]
 
 
 def read_box(
@@ -180,11 +191,6 @@ def _frame(width: int, height: int, frame: Frame) -> tuple[int, int, int, int]:
     return side, side, (side - width) // 2, (side - height) // 2
 
 
-def number_groups(text: str) -> list[list[float]]:
-    """The numbers of what matches NUMBERS, one list for each region."""
-    return [[float(number) for number in group.split(",")] for group in text.split(";")]
-
-
 @dataclass(frozen=True)
 class ParsedRegions:
     """What an answer held: its regions in reading order, and how many more marks looked like regions but were none.
@@ -205,51 +211,82 @@ class RegionFormat:
     `padded_square` is Shikra's: the picture is centred in a square of its longer side. `pixels` ignores the frame: it
     counts pixels of the encoder's input. Where several pictures are shown, a mark starts with the number of its
     picture, from one: `#2[0.100,0.250,0.500,0.750]`.
+
+    A place at a time has the seconds in front, behind an @ that keeps them apart from that number:
+    `@1.5s[0.100,0.250,0.500,0.750]`, `#2@1.5s[...]`. A tube is its boxes in braces, each behind its time:
+    `{0.5s[...];1.0s[...];1.5s[...]}`; the closing brace tells a whole one from one that was cut off. In every dialect
+    it is only the box that changes.
+
+    Attributes:
+        time_decimals: of seconds; a time is read back within half of its last digit.
+        tube_boxes: how many boxes of a tube are written at most, see `sampled_tube`.
     """
 
     dialect: Dialect = "shikra"
     frame: Frame = "padded_square"
     decimals: int | None = None
+    time_decimals: int = 1
+    tube_boxes: int = 8
 
     def render(self, region: Region, geometry: Geometry, number: int | None = None) -> str:
-        """The text of a box or point, as `check_region` left it. Raises SampleError for a tube, which has no text.
+        """The text of a region, as `check_region` left it.
 
         number: of the region's picture, from one; None where only one is shown.
         """
+        which = "" if number is None else f"#{number}"
+        if region.tube is not None:
+            boxes = [
+                self.time_text(time_s) + self._place([(a, b), (c, d)], geometry)
+                for time_s, a, b, c, d in sampled_tube(region.tube, self.tube_boxes, self.time_decimals)
+            ]
+            return which + "{" + ";".join(boxes) + "}"
         if region.box is not None:
             points = [(region.box[0], region.box[1]), (region.box[2], region.box[3])]
-        elif region.point is not None:
-            points = [region.point]
         else:
-            raise SampleError("region without a text", "found a tube; wanted a box or a point. Take one of its boxes")
-        pairs = [self._written(x, y, geometry) for x, y in points]
-        which = "" if number is None else f"#{number}"
-        if self.dialect == "loc":
-            return which + "".join(f"<loc{round(y):04d}><loc{round(x):04d}>" for x, y in pairs)
-        return which + "[" + ",".join(f"{value:z.{self._decimals}f}" for pair in pairs for value in pair) + "]"
+            assert region.point is not None, "a region is exactly one of box, point and tube"
+            points = [region.point]
+        when = "" if region.time_s is None else f"@{self.time_text(region.time_s)}"
+        return which + when + self._place(points, geometry)
 
-    def parse(self, text: str, geometries: Sequence[Geometry | None]) -> ParsedRegions:
-        """Every box and point in `text`, in original pixels; also Shikra's several in one bracket, `[..;..]`.
+    def time_text(self, time_s: float) -> str:
+        """Seconds as they stand before places and frames: `1.5s`."""
+        return f"{time_s:z.{self.time_decimals}f}s"
+
+    def _place(self, points: Sequence[tuple[float, float]], geometry: Geometry) -> str:
+        """Coordinates of a point, or of the two corners of a box."""
+        pairs = [self._written(x, y, geometry) for x, y in points]
+        if self.dialect == "loc":
+            return "".join(f"<loc{round(y):04d}><loc{round(x):04d}>" for x, y in pairs)
+        return "[" + ",".join(f"{value:z.{self._decimals}f}" for pair in pairs for value in pair) + "]"
+
+    def parse(
+        self, text: str, geometries: Sequence[Geometry | None], is_video: Sequence[bool] | None = None
+    ) -> ParsedRegions:
+        """Every region in `text`, in original pixels; also Shikra's several in one bracket, `[..;..]`.
 
         A mark is counted as failed where it has another count of numbers than two or four a region, is beyond the
         dialect's range, has its corners swapped, or is cut off by the end of the text: half a box is no box. So is one
-        whose picture is not there, or that names none of several.
+        whose picture is not there, or that names none of several; one whose time is no number of seconds, or that has a
+        time and lies in a still picture; and a whole tube where one of its boxes fails, its times do not rise or its
+        closing brace is missing.
 
         Args:
             geometries: of the pictures and videos that are shown, in order; None for one whose size is not known.
                 `Region.media` counts through them, from zero.
+            is_video: which of them are videos; None where times are good in each.
         """
         parts: list[str | Region] = []
         num_failed = rest = 0
-        for match, which, groups in _marks(text, self.dialect == "loc"):
-            media = (int(which) if which else 1) - 1
-            is_named = bool(which) or len(geometries) == 1
+        for mark in marks(text, self.dialect == "loc"):
+            media = (int(mark.which) if mark.which else 1) - 1
+            is_named = bool(mark.which) or len(geometries) == 1
             geometry = geometries[media] if is_named and 0 <= media < len(geometries) else None
-            found = [self._region(numbers, geometry, media) for numbers in groups] if geometry is not None else []
-            regions = [region for region in found if region is not None]
-            if regions and len(regions) == len(found):
-                parts += [*([text[rest : match.start()]] if match.start() > rest else []), *regions]
-                rest = match.end()
+            if geometry is not None and mark.times_s and is_video is not None and not is_video[media]:
+                geometry = None
+            regions = self._regions(mark, geometry, media) if geometry is not None else []
+            if regions:
+                parts += [*([text[rest : mark.start]] if mark.start > rest else []), *regions]
+                rest = mark.end
             else:
                 num_failed += 1
         parts += [text[rest:]] if rest < len(text) else []
@@ -276,6 +313,20 @@ class RegionFormat:
         full = FULL_SCALE[WRITTEN[self.dialect][0]]
         return min(max((x + left) / width, 0.0), 1.0) * full, min(max((y + top) / height, 0.0), 1.0) * full
 
+    def _regions(self, mark: Mark, geometry: Geometry, media: int) -> list[Region]:
+        """The regions of a mark; none where one of them is none."""
+        found = [self._region(numbers, geometry, media) for numbers in mark.groups]
+        regions = [region for region in found if region is not None]
+        if len(regions) < len(found):
+            return []
+        if mark.is_tube:
+            boxes = [region.box for region in regions if region.box is not None]
+            is_whole = len(boxes) == len(regions) and _rises(mark.times_s)
+            timed = zip(mark.times_s, boxes, strict=True) if is_whole else ()
+            tube = tuple((time_s, *box) for time_s, box in timed)
+            return [Region(media, tube=tube)] if tube else []
+        return [replace(region, time_s=mark.times_s[0]) for region in regions] if mark.times_s else regions
+
     def _region(self, numbers: list[float], geometry: Geometry, media: int) -> Region | None:
         """The region of these numbers; None where they are none."""
         full = FULL_SCALE.get(WRITTEN[self.dialect][0])
@@ -295,6 +346,26 @@ class RegionFormat:
         return Region(media, box=(x1, y1, x2, y2)) if _in_order(x1, y1, x2, y2) else None
 
 
+def sampled_tube(
+    tube: Sequence[tuple[float, float, float, float, float]], most: int, time_decimals: int
+) -> list[tuple[float, float, float, float, float]]:
+    """At most `most` boxes of a tube: its first, its last, and those between at equal distances in its list.
+
+    So the tube keeps its extent in time, every box is one that was annotated, and the same tube is always written
+    alike. A box whose time would read as that of the box before it is left out.
+    """
+    if most < 2:
+        raise ValueError(f"found tube_boxes {most}; wanted 2 at least, for its first and last box")
+    last = len(tube) - 1
+    chosen = (
+        range(len(tube)) if len(tube) <= most else [(2 * i * last + most - 1) // (2 * (most - 1)) for i in range(most)]
+    )
+    kept: dict[str, tuple[float, float, float, float, float]] = {}
+    for i in chosen:
+        kept.setdefault(f"{tube[i][0]:.{time_decimals}f}", tube[i])
+    return list(kept.values())
+
+
 def in_place(text: str, regions: Sequence[Region], num_failed: int) -> list[str | Region] | None:
     """The text with the regions in place that were read from it, whatever the dialect; marks that failed stay in it.
 
@@ -303,11 +374,14 @@ def in_place(text: str, regions: Sequence[Region], num_failed: int) -> list[str 
     parts: list[str | Region] = []
     left = list(regions)
     rest = failed = 0
-    for match, _, groups in _marks(text, is_loc="<loc" in text):
-        if groups and all(len(numbers) == 2 or (len(numbers) == 4 and _in_order(*numbers)) for numbers in groups):
-            parts += [text[rest : match.start()], *left[: len(groups)]]
-            del left[: len(groups)]
-            rest = match.end()
+    for mark in marks(text, is_loc="<loc" in text):
+        lengths = (4,) if mark.is_tube else (2, 4)
+        is_region = all(len(numbers) in lengths for numbers in mark.groups) and _rises(mark.times_s)
+        if mark.groups and is_region and all(len(numbers) == 2 or _in_order(*numbers) for numbers in mark.groups):
+            count = 1 if mark.is_tube else len(mark.groups)
+            parts += [text[rest : mark.start], *left[:count]]
+            del left[:count]
+            rest = mark.end
         else:
             failed += 1
     if left or failed != num_failed or sum(isinstance(part, Region) for part in parts) != len(regions):
@@ -318,18 +392,3 @@ def in_place(text: str, regions: Sequence[Region], num_failed: int) -> list[str 
 def _in_order(x1: float, y1: float, x2: float, y2: float) -> bool:
     """Whether these are corners of a box; so they are with x and y exchanged."""
     return x1 <= x2 and y1 <= y2
-
-
-def _marks(text: str, is_loc: bool) -> Iterator[tuple[re.Match[str], str | None, list[list[float]]]]:
-    """Each mark that looks like a region, its picture's number, and its numbers; none where it is malformed."""
-    if is_loc:
-        # Also "<loc0307><loc08": a number that is cut off makes what stands before it half a box, not a point.
-        for match in re.finditer(rf"{WHICH}((?:<loc[0-9]+>?)+(?:<(?:l(?:oc?)?)?$)?)", text):
-            numbers = [float(number) for number in re.findall(r"[0-9]+", match[2])]
-            yield match, match[1], [numbers] if re.fullmatch(r"(?:<loc[0-9]{4}>)+", match[2]) else []
-        return
-    for match in re.finditer(rf"{WHICH}\[([\s\d.,;-]+)(\]?)", text):
-        is_cut = not match[3] and match.end() < len(text)  # "[0.1,0.2 and" is half a box, "[3 cups" is none
-        if re.search(r"\d\s*," if is_cut else r"\d", match[2]):
-            is_whole = match[3] and re.fullmatch(NUMBERS, match[2])
-            yield match, match[1], number_groups(match[2]) if is_whole else []

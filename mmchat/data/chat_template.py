@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mmchat.batch import IGNORE
 from mmchat.config import ChatConfig
-from mmchat.conversation import MODALITIES, Conversation, MediaRef, Modality, Part, Region, Role, Turn
+from mmchat.conversation import MODALITIES, Conversation, MediaRef, Modality, Part, Region, Turn
+from mmchat.data.chat_format import chat_format
 from mmchat.errors import SampleError
 from mmchat.modalities import MediaPlan, Preprocess
 from mmchat.models.connector import AnyConnectorConfig
@@ -30,113 +31,14 @@ SEEN: tuple[Modality, ...] = ("image", "video")
 
 
 @dataclass(frozen=True)
-class ChatFormat:
-    """The fixed text around turns.
-
-    A turn is prefix + content + end + tail; `end` is what the model learns to say when it is done. `begin` opens a
-    conversation that has no system turn, `begin_system` one that has; system None: the format has no such role.
-    """
-
-    begin: str
-    begin_system: str
-    system: tuple[str, str] | None  # prefix, end and tail together
-    user: tuple[str, str]
-    assistant: tuple[str, str, str]  # prefix, end, tail
-
-
-CHATML = ChatFormat(
-    begin="",
-    begin_system="",
-    system=("<|im_start|>system\n", "<|im_end|>\n"),
-    user=("<|im_start|>user\n", "<|im_end|>\n"),
-    assistant=("<|im_start|>assistant\n", "<|im_end|>", "\n"),
-)
-
-
-def chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """The format of that name; `auto` takes the tokenizer's own template apart.
-
-    Raises:
-        ValueError: the template is absent, or is not made of turns one after the other.
-    """
-    end = tokenizer.eos_token or ""
-    match name:
-        case "chatml":
-            return CHATML
-        case "vicuna":
-            return ChatFormat("", "", ("", " "), ("USER: ", " "), ("ASSISTANT: ", end, ""))
-        case "plain":
-            return ChatFormat("", "", ("", "\n"), ("User: ", "\n"), ("Assistant: ", end, "\n"))
-    if not tokenizer.chat_template:
-        raise ValueError("chat.format: auto needs a tokenizer with a chat template; choose chatml, vicuna or plain")
-    return _take_apart(tokenizer)
-
-
-def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
-    """Renders probe conversations through the tokenizer's template and reads the fixed text off them."""
-
-    def rendered(*turns: tuple[Role, str], answer: bool = False) -> str:
-        messages = [{"role": role, "content": text} for role, text in turns]
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
-
-    u1, a1, u2, a2, s = "QX1XQ", "QX2XQ", "QX3XQ", "QX4XQ", "QX0XQ"
-    talk: list[tuple[Role, str]] = [("user", u1), ("assistant", a1), ("user", u2), ("assistant", a2)]
-    whole = rendered(*talk)
-    pieces = [whole]
-    for probe in (u1, a1, u2, a2):
-        before, found, after = pieces.pop().partition(probe)
-        if not found:
-            raise ValueError("chat.format: auto: this template changes what is said; choose chatml, vicuna or plain")
-        pieces += [before, after]
-    opening, to_assistant, to_user, to_assistant_again, closing = pieces
-    prompt = rendered(talk[0], answer=True)
-    assistant_prefix = prompt.partition(u1)[2]
-    user_close = to_assistant
-    for start in range(len(to_assistant) + 1):  # the longest end of `to_assistant` that the generation prompt ends in
-        if assistant_prefix.endswith(to_assistant[start:]) and rendered(talk[0]).endswith(u1 + to_assistant[:start]):
-            user_close, assistant_prefix = to_assistant[:start], to_assistant[start:]
-            break
-    common = 0
-    while common < min(len(to_user), len(closing)) and to_user[common] == closing[common]:
-        common += 1
-    assistant_close, user_prefix = to_user[:common], to_user[common:]
-    end, tail = _split_end(assistant_close, tokenizer)
-    begin = opening.removesuffix(user_prefix)
-    system: tuple[str, str] | None = None
-    begin_system = begin
-    try:
-        with_system = rendered(("system", s), talk[0])
-    except Exception:  # a template refuses a role by raising whatever its author chose
-        with_system = ""
-    before, found, after = with_system.partition(s)
-    between = after.partition(u1)[0]
-    if found and between.endswith(user_prefix) and u1 in after:
-        bos = tokenizer.bos_token or ""
-        begin_system = bos if bos and before.startswith(bos) and begin.startswith(bos) else ""
-        system = (before.removeprefix(begin_system), between.removesuffix(user_prefix))
-    made = begin + user_prefix + u1 + user_close + assistant_prefix + a1 + assistant_close
-    made += user_prefix + u2 + user_close + assistant_prefix + a2
-    if to_assistant != to_assistant_again or not whole.startswith(made):
-        raise ValueError(
-            "chat.format: auto cannot take this tokenizer's template apart (its turns are not simply one after the "
-            "other); choose chatml, vicuna or plain"
-        )
-    return ChatFormat(begin, begin_system, system, (user_prefix, user_close), (assistant_prefix, end, tail))
-
-
-def _split_end(close: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Splits what follows an answer after its first special token; without one, the end-of-text token is added."""
-    ends = [close.index(token) + len(token) for token in tokenizer.get_added_vocab() if token and token in close]
-    if ends:
-        return close[: min(ends)], close[min(ends) :]
-    return tokenizer.eos_token or "", close
-
-
-@dataclass(frozen=True)
 class PlannedMedia:
     """One present item of a sample: what it will become, and where its placeholders stand in the sample.
 
     Under late fusion there are none, and `start` is the first token that may look at the item.
+
+    Attributes:
+        start: position of the first placeholder.
+        offsets: of the placeholders from the first one, where text stands between them; () where they are one run.
     """
 
     modality: Modality
@@ -144,6 +46,27 @@ class PlannedMedia:
     plan: MediaPlan
     start: int
     num_placeholders: int
+    offsets: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> Sequence[int]:
+        """Positions of the placeholders."""
+        run = range(self.start, self.start + self.num_placeholders)
+        return [self.start + offset for offset in self.offsets] if self.offsets else run
+
+    @property
+    def end(self) -> int:
+        """The position behind the last placeholder."""
+        return self.places[-1] + 1 if self.num_placeholders else self.start
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Position and length of each run of placeholders; an item without any has one of length 0."""
+        if not self.offsets:
+            return [(self.start, self.num_placeholders)]
+        places = self.places
+        starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+        return [(places[i], end - i) for i, end in zip(starts, [*starts[1:], len(places)], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -269,7 +192,8 @@ class ChatTemplate:
         """
         plans = self._plans(conversation, shrink=0)
         seen = [i for i, (ref, _) in enumerate(plans) if ref.modality in SEEN]
-        found = self.config.regions.parse(text, [self._geometry(*plans[i]) for i in seen])
+        is_video = [plans[i][0].modality == "video" for i in seen]
+        found = self.config.regions.parse(text, [self._geometry(*plans[i]) for i in seen], is_video)
         parts = [replace(part, media=seen[part.media]) if isinstance(part, Region) else part for part in found.parts]
         return ParsedRegions([part for part in parts if isinstance(part, Region)], found.num_failed, parts)
 
@@ -327,6 +251,21 @@ class ChatTemplate:
             header = ref.header or preprocess.header(ref.read())
             plans.append((ref, preprocess.plan(header, shrink)))
         return plans
+
+    def _token_runs(self, modality: Modality, plan: MediaPlan) -> list[tuple[str, int]]:
+        """The placeholders of an item in runs, each with the text before it: under `frame_times: text` when it is.
+
+        There the tokens of each moment are a run; those that belong to none follow the last moment's without a text.
+        """
+        if isinstance(self.fusion, LateConfig):
+            return []
+        connector = self.connectors[modality]
+        if modality != "video" or self.config.frame_times == "none":
+            return [("", connector.num_tokens(plan.shape))]
+        moments = connector.moments(plan.shape)
+        assert moments is not None, "the configuration refuses frame_times: text for other connectors"
+        runs = [(f"@{self.config.regions.time_text(t)}", moments.tokens) for t in moments.times_s(plan.times_s)]
+        return [*runs, ("", moments.rest)] if moments.rest else runs
 
     def _geometry(self, ref: MediaRef, plan: MediaPlan | None) -> Geometry | None:
         """Of an item whose size is known, also where it is absent."""
@@ -411,7 +350,7 @@ class _Writer:
         for item in self.media:
             if isinstance(fusion, FLoRAConfig) and item.modality not in closed:
                 own = fusion.scope == "own_tokens"
-                rows = slice(item.start, item.start + item.num_placeholders) if own else slice(None)
+                rows = list(item.places) if own else slice(None)
                 gates[rows, MODALITIES.index(item.modality)] = 1.0
         following = [*self.ids[1:], 0]
         learned = [*self.learned[1:], False]
@@ -432,10 +371,15 @@ class _Writer:
         ref, plan = self.plans[number]
         if plan is None:
             return
-        is_late = isinstance(self.template.fusion, LateConfig)
-        num = 0 if is_late else self.template.connectors[ref.modality].num_tokens(plan.shape)
-        self.media.append(PlannedMedia(ref.modality, ref, plan, len(self.ids), num))
-        self._add([self.template.placeholder_id] * num, learned=False)
+        places: list[int] = []
+        for text, num in self.template._token_runs(ref.modality, plan):
+            self._say(text, learned=False)
+            places += range(len(self.ids), len(self.ids) + num)
+            self._add([self.template.placeholder_id] * num, learned=False)
+        start = places[0] if places else len(self.ids)
+        is_one_run = places == list(range(start, start + len(places)))
+        offsets = () if is_one_run else tuple(place - start for place in places)
+        self.media.append(PlannedMedia(ref.modality, ref, plan, start, len(places), offsets))
         self._add(self.template.text_ids(self.template.config.media_suffix.get(ref.modality, "")), learned=False)
 
     def _region(self, region: Region) -> str:
@@ -446,6 +390,11 @@ class _Writer:
                 "region without its picture",
                 f"{self.key}: a region names media item {region.media}; items {self.first_media} to "
                 f"{len(self.plans) - 1} are here (turns before them did not fit), and its size must be known",
+            )
+        if self.plans[region.media][0].modality != "video" and (region.tube or region.time_s is not None):
+            raise SampleError(
+                "time in a still picture",
+                f"{self.key}: found a region at a time in media item {region.media}; wanted a video there",
             )
         try:
             region = check_region(region, geometry.width, geometry.height)

@@ -148,14 +148,9 @@ def collate(samples: Sequence[Sample], media: Sequence[Sequence[Tensor]]) -> Bat
             modality: MediaBatch(
                 data=torch.cat([tensor for _, tensor, _, _ in items[modality]]),
                 shapes=tuple(item.plan.shape for item, *_ in items[modality]),
-                index=_ints(
-                    [
-                        offset + item.start + i
-                        for item, _, offset, _ in items[modality]
-                        for i in range(item.num_placeholders)
-                    ]
-                ),
+                index=_ints([offset + place for item, _, offset, _ in items[modality] for place in item.places]),
                 anchors=_ints([(0, segment, item.start) for item, _, _, segment in items[modality]]),
+                times_s=tuple(item.plan.times_s for item, *_ in items[modality]),
             )
             for modality in MODALITIES
             if modality in items
@@ -189,6 +184,7 @@ def join(packs: Sequence[Batch]) -> Batch:
                 shapes=tuple(shape for item, _, _ in found for shape in item.shapes),
                 index=torch.cat([item.index + offset for item, offset, _ in found]),
                 anchors=torch.cat([item.anchors + offset for item, _, offset in found]),
+                times_s=tuple(times_s for item, _, _ in found for times_s in item.times_s),
             )
     return Batch(
         token_ids=torch.cat([pack.token_ids for pack in packs], dim=1),

@@ -29,6 +29,7 @@ from mmchat.data.shard_index import (
 )
 from mmchat.data.shards import MAX_MEMBER_BYTES, MODALITY_BY_TYPE, num_characters, parse_facts
 from mmchat.errors import SampleError
+from mmchat.modalities.feature_files import features_type
 
 Check = Callable[[Record], object]
 
@@ -78,7 +79,8 @@ def cut_chunks(
             skipped.add_problem(SampleError("duplicate key", f"{sample.key!r} came before in this source"))
             continue
         text = _description(sample)
-        sizes = [len(text), *(_num_bytes(item) for item in sample.media if item.data is not None)]
+        files = {_file(item): item for item in sample.media if item.data is not None}
+        sizes = [len(text), *(_num_bytes(item) for item in files.values())]
         sample_bytes = sum(TAR_BLOCK + padded(size) for size in sizes)
         if records and (len(records) == samples_per_shard or num_bytes + sample_bytes > max_shard_bytes):
             yield Chunk(number, records, skipped, digest.hexdigest())
@@ -126,6 +128,12 @@ def _description(record: Record) -> bytes:
 
 def _num_bytes(item: MediaRef) -> int:
     return item.data.size if isinstance(item.data, StoredBytes) else len(item.data or b"")
+
+
+def _file(item: MediaRef) -> object:
+    """What two items have in common that are read from the same bytes: the pictures and the sound of a video."""
+    data = item.data
+    return (data.path, data.offset, data.size) if isinstance(data, StoredBytes) else id(data)
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -254,7 +262,10 @@ class _ShardWriter:
 
 
 def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> _Encoded:
-    """Raises SampleError for a record that cannot be stored."""
+    """Items that are read from the same bytes share one member; the sound of a video without any is an absent item.
+
+    Raises SampleError for a record that cannot be stored.
+    """
     if not _KEY.fullmatch(record.key) or len(record.key.encode()) > _MAX_KEY_BYTES:
         raise SampleError(
             "unsafe key",
@@ -266,6 +277,7 @@ def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> 
     listed: list[dict[str, Any]] = []
     media: list[dict[str, Any]] = []
     known: list[MediaRef] = []
+    stored: dict[object, str] = {}  # the members of the files so far
     for i, item in enumerate(record.media):
         named: dict[str, Any] = {"modality": item.modality, "member": None}
         header = item.header
@@ -274,11 +286,18 @@ def _encode(record: Record, header_of: HeaderOf | None, check: Check | None) -> 
             if isinstance(item.data, StoredBytes):
                 where += f", {item.data.path}"
             data = _read_media(item, where)
-            named["member"] = f"{i}.{_media_type(item, data, where)}"
+            is_shared = _file(item) in stored
+            named["member"] = stored.setdefault(_file(item), f"{i}.{_media_type(item, data, where)}")
             members[named["member"]] = data
             if header_of is not None:
-                header = read_header(header_of, item.modality, data, where)
-                _check_annotated(item.header, header, where)
+                try:
+                    header = read_header(header_of, item.modality, data, where)
+                except SampleError as error:
+                    if not is_shared or error.reason != "no audio track":
+                        raise
+                    named["member"], item = None, replace(item, data=None)
+                else:
+                    _check_annotated(item.header, header, where)
         listed.append(named)
         media.append(media_line(named, header))
         known.append(replace(item, header=header))
@@ -318,6 +337,8 @@ def _read_media(item: MediaRef, where: str) -> bytes:
 
 def _media_type(item: MediaRef, data: bytes, where: str) -> str:
     """File type by the first bytes, since names lie; by the name where those say nothing."""
+    if (stored := features_type(data)) is not None:
+        return stored
     brand = data[8:12]
     if data[:4] == b"RIFF" and brand in (b"WEBP", b"WAVE", b"AVI "):
         return {b"WEBP": "webp", b"WAVE": "wav", b"AVI ": "avi"}[brand]

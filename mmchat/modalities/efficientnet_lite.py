@@ -38,15 +38,23 @@ STD = (128 / 255,) * 3
 # One feature stands for a square of so many pixels.
 STRIDE = 32
 FEATURE_DIM = 1280
+_FINE_STAGE = 4  # the last with two features where the head has one
+
+
+def feature_dim(variant: int, fine: bool) -> int:
+    """Channels of a feature, with or without the finer ones."""
+    width, _ = _WIDTH_AND_DEPTH[variant]
+    return FEATURE_DIM + 4 * _scaled(_STAGES[_FINE_STAGE][4], width) if fine else FEATURE_DIM
 
 
 class EfficientNetLite(nn.Module):
-    """Pictures [n, 3, height, width] to features [n, 1280, ceil(height / 32), ceil(width / 32)].
+    """Pictures [n, 3, height, width] to features [n, feature_dim, ceil(height / 32), ceil(width / 32)].
 
-    `num_classes` None leaves out the classifier, which an encoder could never train.
+    `num_classes` None leaves out the classifier, which an encoder could never train. `fine` adds to each feature the
+    four of the last layer with twice as fine a grid that lie in its square, side by side: 1280 + 4 * 112 of variant 0.
     """
 
-    def __init__(self, variant: int, num_classes: int | None = None) -> None:
+    def __init__(self, variant: int, num_classes: int | None = None, fine: bool = False) -> None:
         super().__init__()
         if variant not in _WIDTH_AND_DEPTH:
             raise ValueError(f"EfficientNet-Lite has variants {sorted(_WIDTH_AND_DEPTH)} here; found {variant!r}")
@@ -60,17 +68,28 @@ class EfficientNetLite(nn.Module):
             for index in range(num_blocks if is_fixed else math.ceil(num_blocks * depth)):
                 blocks.append(_Block(channels, out_channels, kernel, stride if index == 0 else 1, expansion))
                 channels = out_channels
+            if stage == _FINE_STAGE:
+                self.num_fine_blocks = len(blocks)
         self.blocks = nn.Sequential(*blocks)
         self.head = _ConvNorm(channels, FEATURE_DIM)
         self.classifier = nn.Linear(FEATURE_DIM, num_classes) if num_classes is not None else None
+        self.fine = fine
+        self.feature_dim = feature_dim(variant, fine)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(pictures)))  # [n, 1280, h, w]
+        fine = self.blocks[: self.num_fine_blocks](self.stem(pictures))  # [n, 112, about 2 h, about 2 w]
+        features = self.head(self.blocks[self.num_fine_blocks :](fine))  # [n, 1280, h, w]
+        if not self.fine:
+            return features
+        height, width = features.shape[2:]
+        # An odd row or column too few is filled with zeros.
+        fine = F.pad(fine, (0, 2 * width - fine.shape[3], 0, 2 * height - fine.shape[2]))
+        return torch.cat([features, F.pixel_unshuffle(fine, 2)], dim=1)
 
     def classify(self, pictures: Tensor) -> Tensor:
         """Logits [n, num_classes] of pictures [n, 3, height, width]."""
         assert self.classifier is not None, "built without a classifier"
-        return self.classifier(self(pictures).mean((2, 3)))
+        return self.classifier(self(pictures)[:, :FEATURE_DIM].mean((2, 3)))
 
 
 class _Block(nn.Module):
@@ -137,7 +156,7 @@ class _Norm(nn.Module):
         return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, eps=self.EPSILON)
 
 
-def load_efficientnet_lite(folder: Path | str, use_classifier: bool = False) -> EfficientNetLite:
+def load_efficientnet_lite(folder: Path | str, use_classifier: bool = False, fine: bool = False) -> EfficientNetLite:
     """The network in a folder with config.json and model.safetensors, as data_prep/base_models.py writes it.
 
     Raises ValueError for a folder that lacks one of them, or holds another kind of model; RuntimeError for weights
@@ -147,7 +166,7 @@ def load_efficientnet_lite(folder: Path | str, use_classifier: bool = False) -> 
     weights = load_file(Path(folder) / "model.safetensors")
     if not use_classifier:
         del weights["classifier.weight"], weights["classifier.bias"]
-    model = EfficientNetLite(config["variant"], config["num_classes"] if use_classifier else None)
+    model = EfficientNetLite(config["variant"], config["num_classes"] if use_classifier else None, fine)
     model.load_state_dict(weights, strict=True)
     return model.eval()
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmchat.batch import FeatureShape
-from mmchat.modalities.efficientnet_lite import FEATURE_DIM, STRIDE, load_efficientnet_lite, read_config
+from mmchat.modalities.efficientnet_lite import STRIDE, feature_dim, load_efficientnet_lite, read_config
 from mmchat.schema import Schema
 
 Layer = Annotated[int, Field(le=-1)] | None
@@ -69,6 +69,12 @@ class ImageSpec:
         """Pixels [n, height, width, 3] uint8 to [n, 3, height, width] float32."""
         scaled = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), np.float32)).div_(255)
         return scaled.sub_(torch.tensor(self.mean)[:, None, None]).div_(torch.tensor(self.std)[:, None, None])
+
+    def pictures(self, pixels: Tensor) -> list[Image.Image]:
+        """Encoder input [n, 3, height, width] as pictures: the inverse of `normalise`."""
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        levels = ((pixels.numpy() * std + mean) * 255).round().clip(0, 255).astype(np.uint8)
+        return [Image.fromarray(picture) for picture in np.ascontiguousarray(levels.transpose(0, 2, 3, 1))]
 
 
 class ImageEncoder(nn.Module):
@@ -345,10 +351,15 @@ class TransformersConfig(Schema):
 
 
 class EfficientNetLiteConfig(Schema):
-    """An EfficientNet-Lite from a folder that data_prep/base_models.py wrote (see efficientnet_lite.py)."""
+    """An EfficientNet-Lite from a folder that data_prep/base_models.py wrote (see efficientnet_lite.py).
+
+    fine: features hold those of a layer with twice as fine a grid too, for as many tokens. What is there, the last
+        layer tells; where exactly, only the finer one (docs/experiments.md).
+    """
 
     kind: Literal["efficientnet_lite"] = "efficientnet_lite"
     pretrained: str
+    fine: bool = False
 
     def spec(self) -> ImageSpec:
         facts = read_config(self.pretrained)
@@ -360,11 +371,11 @@ class EfficientNetLiteConfig(Schema):
             interpolation=facts["interpolation"],
             grid_height=grid,
             grid_width=grid,
-            feature_dim=FEATURE_DIM,
+            feature_dim=feature_dim(facts["variant"], self.fine),
         )
 
     def build(self) -> ImageEncoder:
-        return ImageEncoder(load_efficientnet_lite(self.pretrained), self.spec())
+        return ImageEncoder(load_efficientnet_lite(self.pretrained, fine=self.fine), self.spec())
 
 
 ImageEncoderConfig = Annotated[

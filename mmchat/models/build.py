@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from mmchat.conversation import Modality
 from mmchat.modalities import Preprocess
 from mmchat.modalities.audio import AudioConfig
+from mmchat.modalities.feature_files import FeatureReader, StoredFeatures, describe
 from mmchat.modalities.image import ImageConfig
-from mmchat.modalities.video import VideoConfig
+from mmchat.modalities.video import SharedEncoder, VideoConfig
 from mmchat.models.connector import Connector, ConnectorConfig
 from mmchat.models.fusion import (
     EarlyConfig,
@@ -30,16 +32,27 @@ from mmchat.models.mmchat import MMChat
 from mmchat.schema import Schema
 
 
-class ImageEntry(ImageConfig):
+class _Entry(Schema):
+    """What the model adds to a modality.
+
+    stored_features: the shards hold this encoder's features in place of the media, as data_prep/cache_features.py
+        writes them; the encoder's weights are not loaded.
+    """
+
     connector: ConnectorConfig
+    stored_features: bool = False
 
 
-class VideoEntry(VideoConfig):
-    connector: ConnectorConfig
+class ImageEntry(ImageConfig, _Entry):
+    pass
 
 
-class AudioEntry(AudioConfig):
-    connector: ConnectorConfig
+class VideoEntry(VideoConfig, _Entry):
+    pass
+
+
+class AudioEntry(AudioConfig, _Entry):
+    pass
 
 
 class Modalities(Schema):
@@ -49,16 +62,41 @@ class Modalities(Schema):
     video: VideoEntry | None = None
     audio: AudioEntry | None = None
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for modality, entry in self.entries().items():
+            if modality != "video" and entry.connector.times:
+                raise ValueError(f"{modality}.connector.times: only the frames of videos have times; leave it out")
+        is_shared = self.video is not None and isinstance(self.video.encoder, SharedEncoder)
+        if is_shared and self.video and not self.video.stored_features and self.image and self.image.stored_features:
+            raise ValueError(
+                "video shares the encoder of image, which image.stored_features leaves out; set "
+                "video.stored_features too, or give video an encoder of its own"
+            )
+        return self
+
     def entries(self) -> dict[Modality, ImageEntry | VideoEntry | AudioEntry]:
         named: dict[Modality, Any] = {"image": self.image, "video": self.video, "audio": self.audio}
         return {modality: entry for modality, entry in named.items() if entry is not None}
 
     def preprocesses(self) -> dict[Modality, Preprocess]:
         """One preprocess a modality, for training, inference and serving alike; loads no weights."""
-        return {
-            modality: entry.preprocess(self.image) if isinstance(entry, VideoEntry) else entry.preprocess()
-            for modality, entry in self.entries().items()
-        }
+        return {modality: self._preprocess(modality) for modality in self.entries()}
+
+    def reader(self, modality: Modality) -> FeatureReader | None:
+        """What stands in place of the encoder where its features are stored; None where they are not."""
+        if not self.entries()[modality].stored_features:
+            return None
+        preprocess = self._preprocess(modality)
+        assert isinstance(preprocess, StoredFeatures)
+        return FeatureReader(preprocess.feature_dim)
+
+    def _preprocess(self, modality: Modality) -> Preprocess:
+        entry = self.entries()[modality]
+        preprocess = entry.preprocess(self.image) if isinstance(entry, VideoEntry) else entry.preprocess()
+        if not entry.stored_features:
+            return preprocess
+        return StoredFeatures(preprocess, preprocess.spec.feature_dim, describe(entry, self.image))
 
 
 class ModelConfig(Schema):
@@ -96,7 +134,7 @@ class ModelConfig(Schema):
         shared: dict[str, str] = {}
         for modality, entry in self.modalities.entries().items():
             with _seeded(seed, f"encoders.{modality}"):  # an encoder without weights starts at random too
-                encoder = entry.build_encoder()
+                encoder = self.modalities.reader(modality) or entry.build_encoder()
             if encoder is None:
                 if "image" not in encoders:
                     raise ValueError("model.modalities.video.encoder: shared needs model.modalities.image")

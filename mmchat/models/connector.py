@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Literal
 
@@ -23,6 +24,23 @@ from mmchat.batch import FeatureShape
 from mmchat.schema import Schema
 
 
+@dataclass(frozen=True)
+class Moments:
+    """How an item's tokens lie in time: first `tokens` for each `frames` frames in turn, then `rest`, which tell none.
+
+    The last group has as many tokens where fewer frames are left.
+    """
+
+    frames: int
+    tokens: int
+    rest: int = 0
+
+    def times_s(self, frame_times_s: Sequence[float]) -> list[float]:
+        """The time of each group in seconds: the mean of its frames'."""
+        groups = [frame_times_s[i : i + self.frames] for i in range(0, len(frame_times_s), self.frames)]
+        return [sum(group) / len(group) for group in groups]
+
+
 class _ConnectorConfig(Schema):
     """What every kind has in common.
 
@@ -31,13 +49,19 @@ class _ConnectorConfig(Schema):
         1, new media tokens look like text tokens in size; larger ones keep what they say through the first layers,
         and are learned from faster (docs/experiments.md).
     places: adds to each token a learned map of where it lies in its item (sines and cosines of relative time, height
-        and width), for encoders whose features do not tell; linear, mlp and pool only.
+        and width), for encoders whose features do not tell; linear, mlp and pool only (attentive has its own).
+    times: adds to each token of a video a learned map of the seconds at which its frames are shown; not resampler.
     """
 
     norm_input: bool = False
     norm_output: bool = False
     output_scale: float = Field(1.0, gt=0)
     places: bool = False
+    times: bool = False
+
+    def moments(self, shape: FeatureShape) -> Moments | None:
+        """How the tokens of an item lie in time; None for kinds whose tokens read many moments."""
+        return None
 
 
 class _PlacelessConfig(_ConnectorConfig):
@@ -59,6 +83,9 @@ class LinearConfig(_ConnectorConfig):
     def num_tokens(self, shape: FeatureShape) -> int:
         return math.prod(shape)
 
+    def moments(self, shape: FeatureShape) -> Moments:
+        return Moments(1, shape[1] * shape[2])
+
     def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
         return Connector(self, feature_dim, llm_dim, token_std, nn.Linear(feature_dim, llm_dim))
 
@@ -72,8 +99,42 @@ class MLPConfig(_ConnectorConfig):
     def num_tokens(self, shape: FeatureShape) -> int:
         return math.prod(shape)
 
+    def moments(self, shape: FeatureShape) -> Moments:
+        return Moments(1, shape[1] * shape[2])
+
     def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
         return Connector(self, feature_dim, llm_dim, token_std, _mlp(feature_dim, self.hidden_dim, llm_dim))
+
+
+class AttentiveConfig(_ConnectorConfig):
+    """An MLP whose features look at each other in between: self-attention over a picture or a frame.
+
+    Where a thing ends, its neighbours tell: what one place of the encoder's grid shows says little of that, and an LLM
+    takes long to learn to put places together (docs/experiments.md; Honeybee, arXiv 2312.06742, found that connectors
+    that mix neighbours locate better). A learned map of the place is added before the attention, so that `places`
+    is not needed.
+    """
+
+    kind: Literal["attentive"] = "attentive"
+    hidden_dim: int | None = Field(None, gt=0)
+    num_heads: int = Field(8, gt=0)
+
+    @field_validator("places")
+    @classmethod
+    def _has_places(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("it knows places already; leave `places` out")
+        return value
+
+    def num_tokens(self, shape: FeatureShape) -> int:
+        return math.prod(shape)
+
+    def moments(self, shape: FeatureShape) -> Moments:
+        return Moments(1, shape[1] * shape[2])
+
+    def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
+        projection = Attentive(self, feature_dim, self.hidden_dim or llm_dim, llm_dim)
+        return Connector(self, feature_dim, llm_dim, token_std, projection)
 
 
 class PoolConfig(_ConnectorConfig):
@@ -94,6 +155,10 @@ class PoolConfig(_ConnectorConfig):
 
     def num_tokens(self, shape: FeatureShape) -> int:
         return math.prod(self.pooled_shape(shape))
+
+    def moments(self, shape: FeatureShape) -> Moments:
+        _, height, width = self.pooled_shape(shape)
+        return Moments(self.window[0], height * width)
 
     def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
         pooled_dim = feature_dim * (math.prod(self.window) if self.mode == "shuffle" else 1)
@@ -128,6 +193,13 @@ class ResamplerConfig(_PlacelessConfig):
     num_heads: int = Field(8, gt=0)
     max_time: int = Field(1500, gt=0)
 
+    @field_validator("times")
+    @classmethod
+    def _no_times(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("each of its tokens reads all frames; leave `times` out, or choose another connector")
+        return value
+
     def num_tokens(self, shape: FeatureShape) -> int:
         return self.num_queries
 
@@ -146,6 +218,9 @@ class SpatioTemporalConfig(_PlacelessConfig):
     def num_tokens(self, shape: FeatureShape) -> int:
         return shape[0] + shape[1] * shape[2]
 
+    def moments(self, shape: FeatureShape) -> Moments:
+        return Moments(1, 1, shape[1] * shape[2])
+
     def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
         projection = nn.Linear(feature_dim, llm_dim)
         return Connector(self, feature_dim, llm_dim, token_std, projection, pool=self._pool)
@@ -160,16 +235,17 @@ class SpatioTemporalConfig(_PlacelessConfig):
 
 
 ConnectorConfig = Annotated[
-    LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig,
+    LinearConfig | MLPConfig | AttentiveConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig,
     Field(discriminator="kind"),
 ]
-AnyConnectorConfig = LinearConfig | MLPConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig
+AnyConnectorConfig = LinearConfig | MLPConfig | AttentiveConfig | PoolConfig | ResamplerConfig | SpatioTemporalConfig
 
 
 class Connector(nn.Module):
     """Features of the items of one modality to media tokens.
 
-    forward: features [sum(t * h * w), feature_dim], shapes -> [sum(num_tokens(shape)), llm_dim]
+    forward: features [sum(t * h * w), feature_dim], shapes, and under `times` the times of each item's frames in
+    seconds -> [sum(num_tokens(shape)), llm_dim]
     """
 
     def __init__(
@@ -190,41 +266,106 @@ class Connector(nn.Module):
             nn.init.constant_(self.norm_output.weight, token_std * config.output_scale)
         self._pool = pool
         self.places = Places(config, llm_dim, token_std * config.output_scale) if config.places else None
+        self.times = Times(config, llm_dim, token_std * config.output_scale) if config.times else None
 
-    def forward(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+    def forward(
+        self, features: Tensor, shapes: Sequence[FeatureShape], times_s: Sequence[Sequence[float]] = ()
+    ) -> Tensor:
         features = self.norm_input(features)
         if self._pool is not None:
             features = self._pool(features, shapes)
-        if isinstance(self.projection, Resampler):
-            return self.norm_output(self.projection(features, shapes))
-        tokens = self.norm_output(self.projection(features))
-        return tokens if self.places is None else self.places(tokens, shapes)
+        if isinstance(self.projection, Resampler | Attentive):
+            tokens = self.projection(features, shapes)
+        else:
+            tokens = self.projection(features)
+        tokens = self.norm_output(tokens)
+        if self.places is not None:
+            tokens = self.places(tokens, shapes)
+        return tokens if self.times is None else self.times(tokens, shapes, times_s)
+
+
+class Attentive(nn.Module):
+    """linear, place, GELU, attention within each frame (pre-norm, residual), linear.
+
+    forward: features [sum(t * h * w), feature_dim], shapes -> [sum(t * h * w), llm_dim]
+    """
+
+    def __init__(self, config: AttentiveConfig, feature_dim: int, hidden_dim: int, llm_dim: int) -> None:
+        super().__init__()
+        if hidden_dim % config.num_heads:
+            raise ValueError(f"attentive: num_heads {config.num_heads} must divide hidden_dim {hidden_dim}")
+        self.num_heads = config.num_heads
+        self.enter = nn.Linear(feature_dim, hidden_dim)
+        self.place = nn.Linear(PLACE_DIM, hidden_dim, bias=False)
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.to_qkv = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.leave = nn.Linear(hidden_dim, llm_dim)
+
+    def forward(self, features: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
+        waves = torch.cat([place_waves(shape) for shape in shapes]).to(features)
+        hidden = F.gelu(self.enter(features) + self.place(waves))
+        read = []
+        for items, _ in _runs(self.to_qkv(self.norm(hidden)), shapes):  # items [n, t, h, w, 3 * dim]
+            q, k, v = rearrange(items, "n t h w (three a d) -> three (n t) a (h w) d", three=3, a=self.num_heads)
+            read.append(rearrange(F.scaled_dot_product_attention(q, k, v), "f a p d -> (f p) (a d)"))
+        return self.leave(hidden + self.out(torch.cat(read)))
+
+
+NUM_WAVES = 4
+PLACE_DIM = 3 * 2 * NUM_WAVES
+
+
+@functools.lru_cache(maxsize=256)
+def place_waves(shape: FeatureShape) -> Tensor:
+    """[t * h * w, PLACE_DIM] sines and cosines of the middles of the cells, 0 to 1 along each axis."""
+    axes = [(torch.arange(size) + 0.5) / size for size in shape]
+    middles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # [cells, 3]
+    angles = middles[..., None] * math.pi * 2.0 ** torch.arange(NUM_WAVES)  # [cells, 3, waves]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
 class Places(nn.Module):
     """Adds to each token where it lies in its item, the same for every size of grid."""
 
-    NUM_WAVES = 4
-
     def __init__(self, config: AnyConnectorConfig, llm_dim: int, token_std: float) -> None:
         super().__init__()
         self.shape_of = config.pooled_shape if isinstance(config, PoolConfig) else tuple
-        self.project = nn.Linear(3 * 2 * self.NUM_WAVES, llm_dim, bias=False)
+        self.project = nn.Linear(PLACE_DIM, llm_dim, bias=False)
         # As large in sum as the tokens themselves.
-        nn.init.normal_(self.project.weight, std=token_std * (3 * self.NUM_WAVES) ** -0.5)
+        nn.init.normal_(self.project.weight, std=token_std * (PLACE_DIM / 2) ** -0.5)
 
     def forward(self, tokens: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
-        waves = [self._waves(self.shape_of(shape)) for shape in shapes]
+        waves = [place_waves(self.shape_of(shape)) for shape in shapes]
         return tokens + self.project(torch.cat(waves).to(tokens))
 
-    @staticmethod
-    @functools.lru_cache(maxsize=256)
-    def _waves(shape: FeatureShape) -> Tensor:
-        """[t * h * w, 24] sines and cosines of the middles of the cells, 0 to 1 along each axis."""
-        axes = [(torch.arange(size) + 0.5) / size for size in shape]
-        middles = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)  # [cells, 3]
-        angles = middles[..., None] * math.pi * 2.0 ** torch.arange(Places.NUM_WAVES)  # [cells, 3, waves]
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+class Times(nn.Module):
+    """Adds to each token when its frames are shown, in seconds: the same for every length and frame rate."""
+
+    NUM_WAVES = 13
+    SHORTEST_S = 0.5  # the periods of the waves double, up to 2,048 seconds
+
+    def __init__(self, config: AnyConnectorConfig, llm_dim: int, token_std: float) -> None:
+        super().__init__()
+        self.config = config
+        self.project = nn.Linear(2 * self.NUM_WAVES, llm_dim, bias=False)
+        # As large in sum as the tokens themselves.
+        nn.init.normal_(self.project.weight, std=token_std * self.NUM_WAVES**-0.5)
+
+    def forward(self, tokens: Tensor, shapes: Sequence[FeatureShape], times_s: Sequence[Sequence[float]]) -> Tensor:
+        waves = [self._waves(shape, times) for shape, times in zip(shapes, times_s, strict=True)]
+        return tokens + self.project(torch.cat(waves).to(tokens))
+
+    def _waves(self, shape: FeatureShape, times_s: Sequence[float]) -> Tensor:
+        """[tokens, 26] sines and cosines of the time of each token of an item, zeros for those that tell none."""
+        moments = self.config.moments(shape)
+        assert moments is not None and len(times_s) == shape[0], "one time a frame, of a kind whose tokens tell times"
+        seconds = torch.tensor(moments.times_s(times_s), dtype=torch.float64)
+        periods = self.SHORTEST_S * 2.0 ** torch.arange(self.NUM_WAVES, dtype=torch.float64)
+        angles = 2 * math.pi * seconds[:, None] / periods  # [moments, waves]
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).repeat_interleave(moments.tokens, dim=0)
+        return F.pad(waves, (0, 0, 0, moments.rest)).float()
 
 
 class Resampler(nn.Module):

@@ -115,15 +115,16 @@ class MMChat(nn.Module):
                 continue
             encoder = self.encoders[self.shared.get(modality, modality)]
             if media is not None:
-                data, shapes = media.data, media.shapes
+                data, shapes, times_s = media.data, media.shapes, media.times_s
             else:
                 data, shapes = encoder.stand_in()  # type: ignore[operator]
+                times_s = tuple((0.0,) * shape[0] for shape in shapes)
                 data = data.to(batch.token_ids.device)
-            parameter = next(encoder.parameters())
+            dtype = next(connector.parameters()).dtype  # the encoder's too; one of stored features has no parameters
             learns = any(p.requires_grad for p in encoder.parameters())
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                features = encoder(data.to(parameter.dtype), shapes)
-            tokens[modality] = connector(features, shapes)
+                features = encoder(data.to(dtype), shapes)
+            tokens[modality] = connector(features, shapes, times_s)
         return tokens
 
     def embed(self, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:

@@ -57,7 +57,9 @@ def skeleton(config: ModelConfig, dtype: torch.dtype) -> MMChat:
         connectors: dict[str, Connector] = {}
         shared: dict[str, str] = {}
         for modality, entry in config.modalities.entries().items():
-            if isinstance(entry.encoder, SharedEncoder):
+            if (reader := config.modalities.reader(modality)) is not None:
+                encoders[modality] = reader
+            elif isinstance(entry.encoder, SharedEncoder):
                 shared[modality] = "image"
             else:
                 encoders[modality] = _encoder(entry.encoder).to(dtype)
@@ -78,7 +80,9 @@ def _encoder(config: Any) -> nn.Module:
     if isinstance(config, OpenClipConfig):
         return ImageEncoder(config._tower(load_weights=False)[0], config.spec())
     if isinstance(config, EfficientNetLiteConfig):
-        return ImageEncoder(EfficientNetLite(read_config(config.pretrained)["variant"]), config.spec())
+        return ImageEncoder(
+            EfficientNetLite(read_config(config.pretrained)["variant"], fine=config.fine), config.spec()
+        )
     if isinstance(config, WhisperEncoderConfig):
         whisper = AutoModel.from_config(config._config(), attn_implementation=SHAPES)
         return WhisperEncoder(whisper.get_encoder(), config.spec())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from mmchat.conversation import MediaRef, Record
@@ -12,6 +12,10 @@ from mmchat.sources.rows import GROUPED, UNREADABLE, grouped, is_grouped, proble
 from mmchat.sources.source import Read, Source
 
 VIDEO_TYPES = ("mp4", "mkv", "webm", "avi")
+SOUND = {"sound": "yes: a video's sound is shown beside it, read from the same file (default: no)"}
+MISSING = {
+    "missing": "count: a question whose video is missing is kept, and counts as wrong (default but for train), or skip"
+}
 _MAPPING = ("youtube_mapping.txt", "*/youtube_mapping.txt")
 _VQA_SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 
@@ -73,7 +77,8 @@ def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Ite
                     "type": int(kind),
                 }:
                     facts = {"question": _asked(question), "answers": [answer], "question_type": kind}
-                    yield Record(key, facts | {"video_name": name}, (video(files, f"v_{name}", name),))
+                    media, missing = clip(files, split, options, f"v_{name}", name)
+                    yield Record(key, facts | {"video_name": name} | missing, media)
                 case found:
                     raise SampleError("unreadable row", f"wanted video_name, question, answer and type; {found!r:.200}")
         except UNREADABLE as error:
@@ -82,7 +87,7 @@ def _activitynet_qa(files: Files, split: str, options: Mapping[str, str]) -> Ite
 
 def _msrvtt_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
     """MSRVTT-QA (github.com/xudejing/video-question-answering): SPLIT_qa.json; videos videoN.mp4."""
-    return _video_qa(files, split, lambda number: video(files, f"video{number}"))
+    return _video_qa(files, split, lambda number: clip(files, split, options, f"video{number}"))
 
 
 def _msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
@@ -97,17 +102,24 @@ def _msvd_qa(files: Files, split: str, options: Mapping[str, str]) -> Iterator[R
         if len(words) != 2:
             raise ValueError(f"{found[0]} line {line_number}: wanted NAME vidN, found {line!r:.200}")
         names[words[1]] = words[0]
-    return _video_qa(files, split, lambda number: video(files, names.get(f"vid{number}", f"vid{number}")))
+
+    def find(number: int) -> tuple[tuple[MediaRef, ...], dict[str, str]]:
+        return clip(files, split, options, names.get(f"vid{number}", f"vid{number}"))
+
+    return _video_qa(files, split, find)
 
 
-def _video_qa(files: Files, split: str, find: Any) -> Iterator[Record | SampleError]:
+def _video_qa(
+    files: Files, split: str, find: Callable[[int], tuple[tuple[MediaRef, ...], dict[str, str]]]
+) -> Iterator[Record | SampleError]:
     name = files.one(f"{split}_qa.json", f"*/{split}_qa.json")
     for number, row in enumerate(files.rows(name)):
         try:
             match row:
-                case {"id": int(key), "video_id": int(clip), "question": str(question), "answer": str(answer)}:
-                    facts = {"question": _asked(question), "answers": [answer], "video_id": clip}
-                    yield Record(f"{key:08d}", facts, (find(clip),))
+                case {"id": int(key), "video_id": int(shown), "question": str(question), "answer": str(answer)}:
+                    media, missing = find(shown)
+                    facts = {"question": _asked(question), "answers": [answer], "video_id": shown} | missing
+                    yield Record(f"{key:08d}", facts, media)
                 case SampleError():
                     raise row
                 case _:
@@ -120,6 +132,41 @@ def video(files: Files, *stems: str) -> MediaRef:
     """The video of one of these names, in the folder or in videos/. Raises SampleError."""
     names = [f"{folder}{stem}.{type_}" for folder in ("", "videos/") for stem in stems for type_ in VIDEO_TYPES]
     return files.media("video", names[0], *names[1:])
+
+
+def clip(
+    files: Files, split: str, options: Mapping[str, str], *stems: str
+) -> tuple[tuple[MediaRef, ...], dict[str, str]]:
+    """The video of one of these names, with its sound where `--set sound=yes` says so, and what facts say of it.
+
+    The sound is an item of its own that reads the same file. A video that is missing is an absent item under
+    `missing=count`, and the facts have its name under "missing_video". Raises SampleError.
+    """
+    facts: dict[str, str] = {}
+    try:
+        item = video(files, *stems)
+    except SampleError as error:
+        if error.reason != "missing media" or not _counts_missing(options, split):
+            raise
+        item, facts = MediaRef("video", None), {"missing_video": stems[-1]}
+    return with_sound(item, options), facts
+
+
+def with_sound(item: MediaRef, options: Mapping[str, str]) -> tuple[MediaRef, ...]:
+    """A video, and its sound as an item of its own where `--set sound=yes` says so. Raises ValueError."""
+    if (found := options.get("sound", "no")) not in ("yes", "no"):
+        raise ValueError(f"--set sound is yes or no, not {found}")
+    return (item, MediaRef("audio", item.data)) if found == "yes" else (item,)
+
+
+def _counts_missing(options: Mapping[str, str], split: str) -> bool:
+    """Whether questions about missing videos are kept. Raises ValueError."""
+    found = options.get("missing", "skip" if split.startswith("train") or is_grouped(options, split) else "count")
+    if found not in ("skip", "count"):
+        raise ValueError(f"--set missing is skip or count, not {found}")
+    if found == "count" and is_grouped(options, split):
+        raise ValueError("--set missing=count counts each question: wanted --set grouped=no beside it")
+    return found == "count"
 
 
 def _asked(question: str) -> str:
@@ -165,6 +212,7 @@ def _grouping(read: Read) -> Read:
     """The same reader, which joins the neighbouring questions about one picture or video where it is told to."""
 
     def grouping(files: Files, split: str, options: Mapping[str, str]) -> Iterator[Record | SampleError]:
+        _counts_missing(options, split)  # a wrong option is told at once, not at the first missing video
         found = read(files, split, options)
         return grouped(found) if is_grouped(options, split) else found
 
@@ -172,11 +220,12 @@ def _grouping(read: Read) -> Read:
 
 
 def _source(read: Read, name: str, companions: tuple[str, ...] = ()) -> Source:
-    return Source(("vqa",), (name, f"*/{name}"), _grouping(read), GROUPED, companions)
+    return Source(("video_qa",), (name, f"*/{name}"), _grouping(read), GROUPED | SOUND | MISSING, companions)
 
 
+_VQA2 = "v2_OpenEnded_mscoco_*_questions.json"
 SOURCES = {
-    "vqa2": _source(_vqa2, "v2_OpenEnded_mscoco_*_questions.json"),
+    "vqa2": Source(("vqa",), (_VQA2, f"*/{_VQA2}"), _grouping(_vqa2), GROUPED),
     "activitynet_qa": _source(_activitynet_qa, "{split}_q.json"),
     "msvd_qa": _source(_msvd_qa, "{split}_qa.json", _MAPPING),
     "msrvtt_qa": _source(_msrvtt_qa, "{split}_qa.json"),

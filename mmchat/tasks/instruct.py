@@ -1,25 +1,31 @@
 """Instruction following and open chat: turns of text, media and regions.
 
 Facts: {"turns": [{"role": "user", "parts": [{"text": "..."} | {"media": 0} | {"region": {"media": 0,
-"box": [...]}}], "learn": optional bool}]}; `media` counts through the record's media.
+"box": [...]}}], "learn": optional bool}]}; `media` counts through the record's media. In a video a region may have a
+"time_s", or be a "tube": [[time_s, x1, y1, x2, y2], ...].
+
+Of a test set alone: "more" holds further such facts about the same media, each asked alone, as the second wording of a
+question; "missing_video" names a video that could not be had, so that its question counts as wrong and is not asked.
 """
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 from mmchat.conversation import Conversation, Part, Record, Region, Role, Turn
 from mmchat.errors import SampleError
-from mmchat.metrics.boxes import Box, matched
+from mmchat.metrics.boxes import Box, assigned, iou
 from mmchat.metrics.text import score_texts, token_f1, words_alone
+from mmchat.metrics.tubes import tube_ious
 from mmchat.regions import in_place
 from mmchat.tasks.facts import region_of
-from mmchat.tasks.question import Answer, Protocol, Question, last_question
+from mmchat.tasks.question import Answer, Protocol, Question, asked_alone, last_question
 
 POINT_SHARE = 0.1  # a point is compared as a square of this share of its picture's longer side
+TIME_SLACK_S = 0.5  # a place at a time is found at most this far from the right time
 
 
 class Instruct:
@@ -32,8 +38,8 @@ class Instruct:
             raise SampleError("unreadable facts", f"{record.key}: turns cannot be read: {error!r}") from error
 
     def questions(self, record: Record, protocol: Protocol) -> list[Question]:
-        """The last answer, after all turns before it as they are."""
-        return [last_question(self.conversation(record, protocol.rng(record.key)), record)]
+        """The last answer, after all turns before it as they are; and that of each dialogue under "more", alone."""
+        return asked_alone(record, lambda one: _asked(self.conversation(one, protocol.rng(one.key)), one))
 
     def judge(self, answer: Answer, question: Question, protocol: Protocol) -> float:
         """Token F1 of the words and the share of the regions that are found; the mean where there are both."""
@@ -52,7 +58,9 @@ class Instruct:
 
         Where the right answer has regions, words are compared without what was read as a region on either side, and an
         exact match needs each right region found by one of the answer's, at the protocol's IoU, and no further one.
-        A point is compared as a square around it (POINT_SHARE). Where it has none, the texts are compared as they are.
+        A point is compared as a square around it (POINT_SHARE). In a video, a place at a time is found within half a
+        second of it (TIME_SLACK_S), and a tube where vIoU is above the protocol's IoU. Where the right answer has no
+        region, the texts are compared as they are.
         """
         pairs = list(zip(answers, questions, strict=True))
         said = [answer.said if question is None else _said(answer, question) for answer, question in pairs]
@@ -63,6 +71,14 @@ class Instruct:
             for i, (answer, question) in enumerate(pairs)
         ]
         return score_texts(said, wanted) | {"exact_match": score_texts(said, placed)["exact_match"]}
+
+
+def _asked(conversation: Conversation, record: Record) -> Question:
+    """The last question, with its problem where its video could not be had."""
+    question = last_question(conversation, record)
+    if "missing_video" in record.facts and not question.problem:
+        return replace(question, problem=f"missing video: {record.facts['missing_video']!s:.200}")
+    return question
 
 
 def _words(question: Question) -> str:
@@ -88,24 +104,35 @@ def _is_placed(answer: Answer, question: Question, protocol: Protocol) -> bool:
 
 
 def _num_found(answer: Answer, question: Question, protocol: Protocol) -> int:
-    """How many regions of the reference are found, each by another one of the same kind in the same picture."""
-    found, wanted = (_by_place(regions, question) for regions in (answer.regions, _regions(question)))
-    return sum(len(matched(found.get(place, []), boxes, protocol.iou)) for place, boxes in wanted.items())
+    """How many regions of the reference are found, each by another one of the same kind in the same item."""
+    wanted = _regions(question)
+    fits = [[j for j, right in enumerate(wanted) if _fits(one, right, question, protocol)] for one in answer.regions]
+    return len(assigned(fits))
 
 
-def _by_place(regions: Sequence[Region], question: Question) -> dict[tuple[int, bool], list[Box]]:
-    """Boxes, and points as boxes, by picture and kind. A tube, which has no text, is never found."""
-    boxes: dict[tuple[int, bool], list[Box]] = defaultdict(list)
-    for region in regions:
-        if region.point is not None:
-            header = question.conversation.media[region.media].header
-            # Of a picture of unknown size the square has none, and is never found.
-            side = max(header.width or 0, header.height or 0) * POINT_SHARE if header is not None else 0.0
-            x, y = region.point
-            boxes[region.media, True].append((x - side / 2, y - side / 2, x + side / 2, y + side / 2))
-        elif region.box is not None:
-            boxes[region.media, False].append(region.box)
-    return boxes
+def _fits(found: Region, wanted: Region, question: Question, protocol: Protocol) -> bool:
+    """Whether an answer's region is the right one, as `Instruct.score` says."""
+    if found.media != wanted.media or (found.time_s is None) != (wanted.time_s is None):
+        return False
+    if found.time_s is not None and wanted.time_s is not None and abs(found.time_s - wanted.time_s) > TIME_SLACK_S:
+        return False
+    if found.tube and wanted.tube:
+        return tube_ious(found.tube, wanted.tube)[1] > protocol.iou
+    if found.point and wanted.point:
+        return iou(_square(found, question), _square(wanted, question)) > protocol.iou
+    if found.box and wanted.box:
+        return iou(found.box, wanted.box) > protocol.iou
+    return False
+
+
+def _square(region: Region, question: Question) -> Box:
+    """A point as a box."""
+    assert region.point is not None, "only a point has a square"
+    header = question.conversation.media[region.media].header
+    # In a picture of unknown size the square has none, and is never found.
+    side = max(header.width or 0, header.height or 0) * POINT_SHARE if header is not None else 0.0
+    x, y = region.point
+    return x - side / 2, y - side / 2, x + side / 2, y + side / 2
 
 
 def _conversation(record: Record) -> Conversation:

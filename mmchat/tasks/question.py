@@ -72,6 +72,7 @@ class Answer:
         likelihoods: log-likelihood in nats of each candidate, by the protocol's rule.
         reference_likelihood: summed log-likelihood of the reference in nats, and its number of tokens.
         error: why there is no answer; "" where there is one. A question without an answer counts as wrong.
+        excerpts: how much of media longer than the model's budget was seen or heard, "rule: how much".
     """
 
     text: str = ""
@@ -80,6 +81,7 @@ class Answer:
     likelihoods: tuple[float, ...] = ()
     reference_likelihood: tuple[float, int] | None = None
     error: str = ""
+    excerpts: tuple[str, ...] = ()
 
     @property
     def said(self) -> str | None:

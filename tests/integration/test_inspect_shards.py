@@ -82,7 +82,7 @@ def records() -> list[Record]:
         Record("long", turns([{"text": "x" * 2000}], [{"text": "y"}])),
         Record(
             "tube",
-            turns([{"media": 0}, {"text": "Where?"}], [region(tube=[[0.0, 0, 8, 16, 24], [1.0, 48, 8, 64, 24]])]),
+            turns([{"media": 0}, {"text": "Where?"}], [region(tube=[[1.0, 48, 8, 64, 24], [0.0, 0, 8, 16, 24]])]),
             (MediaRef("video", tiny.clip("right")),),
         ),
         Record("torn", turns([{"media": 0}], [{"text": "red"}]), (MediaRef("image", torn[: len(torn) * 3 // 4]),)),
@@ -308,7 +308,7 @@ def test_refused_samples_are_listed_with_their_reasons(opened):
         "(rows) => rows.map((row) => [...row.children].map((cell) => cell.textContent).join('\\n'))")}  # fmt: skip
     assert "nothing to learn" in rows["mute"] and "does not fit the budget" in rows["long"]
     assert "undecodable image" in rows["torn"]
-    assert "region without a text" in rows["tube"]
+    assert "impossible time" in rows["tube"]
     assert len(rows) == 1 + 4
 
 

@@ -299,6 +299,17 @@ def video_instruct(folder: Path) -> Fixture:
     return Fixture("instruct", folder, 4, {"missing media": 1, "unreadable row": 1})
 
 
+def video_chatgpt_tests(folder: Path) -> Fixture:
+    """Two wordings of a question; one video is gone, which stays a question, and one row has no answer."""
+    _place(folder / "videos" / "v_p1QGn0IzfW0.mkv", tiny.clip("left"))
+    rows = [
+        {"Q1": "What moves?", "Q2": "Which thing is moving?", "A": "A square.", "video_name": name}
+        for name in ("v_p1QGn0IzfW0", "v_p1QGn0IzfW0", "v_gone0000000")
+    ]
+    _rows(folder / "consistency_qa.json", [*rows, {**rows[0], "A": None}])
+    return Fixture("instruct", folder, 3, {"unreadable row": 1}, "consistency")
+
+
 FIXTURES: Fixtures = {
     "chat": llava,
     "chat:lcs_558k": lcs_558k,
@@ -310,5 +321,6 @@ FIXTURES: Fixtures = {
     "chat:openai": openai,
     "hf_dataset": hf_dataset,
     "hf_dataset:parquet": hf_parquet,
+    "video_chatgpt_tests": video_chatgpt_tests,
     "video_instruct": video_instruct,
 }

@@ -60,7 +60,8 @@ def activitynet_qa(folder: Path) -> Fixture:
     _write(folder / "val_q.json", rows)
     answers = [{"answer": "yes", "type": 3, "question_id": row["question_id"]} for row in rows]
     _write(folder / "val_a.json", answers[::-1])
-    return Fixture("vqa", folder, 3, {"missing media": 1}, "val", ("--media", str(folder / "videos")))
+    options = ("--media", str(folder / "videos"), "--set", "missing=skip")
+    return Fixture("video_qa", folder, 3, {"missing media": 1}, "val", options)
 
 
 def _clip_questions(folder: Path, files: dict[int, str]) -> None:
@@ -74,14 +75,14 @@ def _clip_questions(folder: Path, files: dict[int, str]) -> None:
 
 def msrvtt_qa(folder: Path) -> Fixture:
     _clip_questions(folder, {7010: "video7010.mp4", 7011: "video7011.mp4"})
-    return Fixture("vqa", folder, 2, {"unreadable row": 1}, "test")
+    return Fixture("video_qa", folder, 2, {"unreadable row": 1}, "test")
 
 
 def msvd_qa(folder: Path) -> Fixture:
     """Clips under their YouTube names; the mapping's lines are "NAME vidN"."""
     _clip_questions(folder, {1: "-4wsuPCjDBc_5_15.avi", 2: "mv89psg6zh4_33_46.avi"})
     (folder / "youtube_mapping.txt").write_text("-4wsuPCjDBc_5_15 vid1\nmv89psg6zh4_33_46 vid2\n")
-    return Fixture("vqa", folder, 2, {"unreadable row": 1}, "test")
+    return Fixture("video_qa", folder, 2, {"unreadable row": 1}, "test")
 
 
 def visdial(folder: Path) -> Fixture:

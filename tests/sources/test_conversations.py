@@ -15,6 +15,7 @@ from mmchat.errors import SampleError
 from mmchat.sources import choose_source, read_source
 from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
+from mmchat.tasks.question import Protocol
 from tests.sources.fixtures_conversations import FIXTURES, picture
 from tests.sources.made import records_of
 
@@ -357,6 +358,18 @@ def test_video_instruct_grouped_by_video(tmp_path: Path) -> None:
     first, *others = (record for record in found if isinstance(record, Record))
     assert [parts for _, parts in said(first)][::2] == [["'What is said 0?'", "video"], ["'What is said 3?'"]]
     assert len(others) == 2
+
+
+def test_the_tests_of_video_chatgpt_have_pairs_and_keep_missing_videos(tmp_path: Path) -> None:
+    good = made("video_chatgpt_tests", tmp_path)
+    questions = [TASKS["instruct"].questions(record, Protocol()) for record in good]
+    assert [one.record.key for one in questions[0]] == ["00000000", "00000000#1"]
+    assert [one.conversation.turns[-1].parts[1] for one in questions[0]] == ["What moves?", "Which thing is moving?"]
+    assert {one.reference for pair in questions for one in pair} == {("A square.",)}
+    assert [one.problem for one in questions[0]] == ["", ""]
+    assert [one.problem for one in questions[2]] == ["missing video: v_gone0000000"] * 2
+    with pytest.raises(ValueError, match="generic, temporal, consistency"):
+        list(read_source("video_chatgpt_tests", Files(tmp_path), "train"))
 
 
 def test_a_broken_description_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mmchat.batch import IGNORE
 from mmchat.conversation import Conversation, MediaRef, Region, Turn
-from mmchat.data.chat_template import chat_format
+from mmchat.data.chat_format import chat_format
 from mmchat.errors import SampleError
 from tests import models, tiny
 

@@ -9,6 +9,7 @@ import torch
 
 from mmchat.config import ConfigError, load_config
 from mmchat.models.connector import (
+    AttentiveConfig,
     LinearConfig,
     MLPConfig,
     PoolConfig,
@@ -25,6 +26,7 @@ CONFIGS = [
     LinearConfig(places=True),
     MLPConfig(places=True, norm_output=True),
     PoolConfig(window=(2, 2, 3), places=True),
+    AttentiveConfig(hidden_dim=12, num_heads=2, norm_output=True),
     ResamplerConfig(num_queries=5, num_heads=2),
     SpatioTemporalConfig(),
 ]
@@ -75,6 +77,33 @@ def test_spatio_temporal_is_means_over_patches_then_over_frames():
 def test_output_norm_starts_at_the_scale_of_token_embeddings():
     connector = MLPConfig(norm_output=True).build(6, 256, 0.07)
     assert abs(float(connector(_features(), SHAPES).std()) - 0.07) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("config", "learns"),
+    [(AttentiveConfig(hidden_dim=32, num_heads=2), True), (MLPConfig(hidden_dim=32), False)],
+    ids=lambda one: one.kind if not isinstance(one, bool) else "",
+)
+def test_what_neighbours_show_is_learned_by_attention_alone(config, learns):
+    """Each token should say what is shown one place to its right."""
+    torch.manual_seed(0)
+    connector = config.build(1, 4, 0.1)
+    optimizer = torch.optim.Adam(connector.parameters(), 0.01)
+    for _ in range(400):
+        shown = torch.randint(0, 2, (32, 3, 3)).float()
+        wanted = torch.zeros_like(shown)
+        wanted[:, :, :-1] = shown[:, :, 1:]
+        said = connector(shown.reshape(-1, 1), ((1, 3, 3),) * 32)[:, 0]
+        loss = (said - wanted.flatten()).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (float(loss.detach()) < 0.05) == learns, float(loss.detach())
+
+
+def test_attentive_refuses_heads_that_do_not_fit():
+    with pytest.raises(ValueError, match="num_heads 5 must divide hidden_dim 12"):
+        AttentiveConfig(hidden_dim=12, num_heads=5).build(6, 8, 0.1)
 
 
 def test_resampler_refuses_an_item_longer_than_its_clock():

@@ -258,7 +258,18 @@ def test_efficientnet_lite(tmp_path: Path) -> None:
     encoder = EfficientNetLiteConfig(pretrained=str(tmp_path)).build()
     assert (encoder.spec.size, encoder.spec.patches, encoder.spec.mean) == (100, 16, (0.1, 0.2, 0.3))
     data = pictures(100)
-    torch.testing.assert_close(encode(encoder, data), model(data).detach().flatten(2).mT, rtol=0, atol=0)
+    coarse = model(data).detach()
+    torch.testing.assert_close(encode(encoder, data), coarse.flatten(2).mT, rtol=0, atol=0)
+
+    fine = encode(EfficientNetLiteConfig(pretrained=str(tmp_path), fine=True).build(), data).unflatten(1, (4, 4))
+    torch.testing.assert_close(fine[..., :1280], coarse.permute(0, 2, 3, 1), rtol=0, atol=0)
+    with torch.no_grad():
+        layer = model.blocks[:11](model.stem(data))  # before the stage that halves the grid a last time
+    assert layer.shape[1:] == (112, 7, 7)  # the eighth row and column are zeros
+    four = fine[..., 1280:].unflatten(-1, (112, 2, 2))
+    torch.testing.assert_close(four[:, 1, 2], layer[:, :, 2:4, 4:6], rtol=0, atol=0)
+    torch.testing.assert_close(four[:, 3, 3, :, 0, 0], layer[:, :, 6, 6], rtol=0, atol=0)
+    assert not four[:, 3, 3, :, 1].any()
 
 
 def test_the_union_is_chosen_by_kind() -> None:
