@@ -104,6 +104,8 @@ def describe(config: Schema, image: Schema | None = None) -> str:
     """
     values = config.model_dump(mode="json")
     chosen = {name: values[name] for name in _MATTERS if name in values}
+    if chosen.get("too_long", "refuse") != "refuse":  # then this limit says which part is heard or seen
+        chosen["max_duration_s"] = values["max_duration_s"]
     if chosen["encoder"]["kind"] == "shared" and image is not None:
         chosen["encoder"] = image.model_dump(mode="json")["encoder"]
     encoder: dict[str, Any] = chosen["encoder"]

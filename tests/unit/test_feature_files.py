@@ -182,3 +182,5 @@ def test_what_made_features_is_the_encoder_and_what_changes_its_values(tiny_fold
     other = config.model_copy(update={"encoder": config.encoder.model_copy(update={"pretrained": "/x/base"})})
     assert describe(config) == describe(moved) != describe(other)
     assert describe(config.model_copy(update={"max_duration_s": 9.0})) == describe(config)
+    first, less = (config.model_copy(update={"too_long": "first", "max_duration_s": s}) for s in (30.0, 9.0))
+    assert describe(first) != describe(less)  # here the limit says what is heard
