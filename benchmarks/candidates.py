@@ -108,7 +108,7 @@ def run(config: str, num_candidates: int, every: int, repetitions: int) -> tuple
     with torch.no_grad():  # at zero, as they are before training, the low-rank pairs would say nothing
         generator = torch.Generator().manual_seed(0)
         for name, parameter in loaded.model.named_parameters():
-            if name.endswith("fusion_b"):
+            if ".fusion_b_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
     rng = random.Random(0)
     asked, texts = conversation(rng), candidates(rng, num_candidates)

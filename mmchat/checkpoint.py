@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -157,6 +158,24 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         if path.stat().st_size != facts["size"] or _sha256(path) != facts["sha256"]:
             raise CheckpointError(f"{path} is damaged: it is not the file that was written. {_advice(folder)}")
     return Checkpoint(folder, manifest)
+
+
+def find(path: Path) -> Path:
+    """A checkpoint folder itself, the newest one of a stage's folder, or that of a run's last stage."""
+    if path in checkpoints_in(path.parent):
+        return path
+    if (path / MANIFEST).is_file():
+        return path
+    found = checkpoints_in(path) or [c for stage in path.glob("*/") for c in checkpoints_in(stage)]
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no checkpoint. Wanted a folder with manifest.json, or a stage's or run's folder under "
+            "checkpoints/ (infer.py also takes a configuration, .yaml: the untrained model)"
+        )
+    if checkpoints_in(path):
+        return found[-1]
+    stages = [stage["name"] for stage in yaml.safe_load((found[0] / CONFIG).read_text())["stages"]]
+    return max(found, key=lambda folder: (stages.index(folder.parent.name), folder.name))
 
 
 def newest(stage_folder: Path) -> Checkpoint | None:

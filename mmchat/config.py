@@ -46,7 +46,7 @@ class ChatConfig(Schema):
         (Times in the tokens themselves are the connector's `times`.)
     """
 
-    format: Literal["auto", "chatml", "vicuna", "plain"] = "auto"
+    format: Literal["auto", "chatml", "vicuna", "plain", "llava"] = "auto"
     system: str | None = None
     media_suffix: dict[Modality, str] = Field(default_factory=lambda: dict.fromkeys(MODALITIES, "\n"))
     region_dialect: Dialect = "shikra"
@@ -165,11 +165,18 @@ class LogConfig(Schema):
 
 
 class RunConfig(Schema):
-    """A whole run. checkpoints: folder under which <run>/<stage>/step-NNNNNN appears. cache: of shards behind URLs."""
+    """A whole run.
+
+    checkpoints: folder under which <run>/<stage>/step-NNNNNN appears. start: checkpoint of another run (its folder, or
+    that of its stage or run) whose weights the first stage begins with. start_as: {video: image} has a modality that
+    the checkpoint lacks begin with the connector and the fusion of one that it has. cache: of shards behind URLs.
+    """
 
     run: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     seed: int = 0
     checkpoints: str = "checkpoints"
+    start: str | None = None
+    start_as: dict[Modality, Modality] = Field(default_factory=dict)
     model: ModelConfig
     chat: ChatConfig = ChatConfig()
     cache: CacheConfig = CacheConfig()
@@ -181,9 +188,21 @@ class RunConfig(Schema):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, found {names}")
+        self._check_start_as()
         if self.chat.frame_times == "text":
             self._check_frame_times()
         return self
+
+    def _check_start_as(self) -> None:
+        """Raises ValueError where a modality cannot begin as the other."""
+        if self.start_as and self.start is None:
+            raise ValueError("start_as needs `start`, the checkpoint that has the modality to begin as")
+        entries = self.model.modalities.entries()
+        for new, old in self.start_as.items():
+            if new == old or new not in entries or old not in entries:
+                raise ValueError(f"start_as {new}: {old}: wanted two of the modalities {', '.join(entries)}")
+            if entries[new].connector != entries[old].connector:
+                raise ValueError(f"start_as {new}: {old}: their connectors differ; wanted the same one")
 
     def _check_frame_times(self) -> None:
         """Raises ValueError where no text can stand before the tokens of each moment of a video."""

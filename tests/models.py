@@ -39,7 +39,7 @@ def wake(model: MMChat, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("fusion_b") or name == "late.out.weight":
+            if ".fusion_b_" in name or name == "late.out.weight":
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 

@@ -3,8 +3,9 @@
     y = W x + sum over modalities m of  g_m(t) * (alpha / rank) * B_m A_m x
 
 W is frozen, B_m starts at zero and g_m(t) is 0 or 1. Where no modality is present every gate is 0 and the layer is W,
-bitwise. The pairs of a layer are stacked, so that any number of modalities costs two matrix products and packs with
-mixed presence need no branch.
+bitwise. Each pair is parameters of its own, so that one modality's can learn while the others are frozen; they are
+joined where they are used, so that any number of modalities costs two matrix products and packs with mixed presence
+need no branch.
 
 The idea is FLoRA's (Palaskar et al., Interspeech 2024, arXiv 2406.09617: a pair per modality, adapter dropout for
 missing data). The paper does not publish rank, matrices, gating or scope: those are choices of this project.
@@ -93,16 +94,13 @@ class Gates:
     """
 
     def __init__(self, modalities: Sequence[Modality] | None, rank: int, alpha: float) -> None:
-        """modalities: one pair each, in this order; None: a single pair that is always open (plain LoRA)."""
+        """modalities: one pair each, in this order; None: a single pair, `all`, that is always open (plain LoRA)."""
         self.modalities = modalities
+        self.pairs: tuple[str, ...] = ("all",) if modalities is None else tuple(modalities)
         self.columns = None if modalities is None else [MODALITIES.index(m) for m in modalities]
         self.rank = rank
         self.scale = alpha / rank
         self.scaled: Tensor | None = None
-
-    @property
-    def num_pairs(self) -> int:
-        return 1 if self.modalities is None else len(self.modalities)
 
     def set(self, presence: Tensor, dtype: torch.dtype) -> None:
         """presence [rows, length, all modalities] -> per rank channel [rows, length, pairs * rank], scaled."""
@@ -111,7 +109,7 @@ class Gates:
 
 
 class LowRankFusion(nn.Module):
-    """A linear layer with its stacked low-rank pairs.
+    """A linear layer with its low-rank pairs, `fusion_a_<pair>` [rank, in] and `fusion_b_<pair>` [out, rank].
 
     forward: x [rows, length, in] -> [rows, length, out]
     """
@@ -123,17 +121,32 @@ class LowRankFusion(nn.Module):
         self.gates = gates
         # The weight may be partitioned away under ZeRO-3; its dtype is still true.
         dtype = next(base.parameters()).dtype
-        channels = gates.num_pairs * gates.rank
-        self.fusion_a = nn.Parameter(torch.empty(channels, in_features, dtype=torch.float32))
-        self.fusion_b = nn.Parameter(torch.zeros(out_features, channels, dtype=dtype))
-        nn.init.kaiming_uniform_(self.fusion_a, a=math.sqrt(5))
-        self.fusion_a.data = self.fusion_a.data.to(dtype)
+        stacked = torch.empty(len(gates.pairs) * gates.rank, in_features, dtype=torch.float32)
+        nn.init.kaiming_uniform_(stacked, a=math.sqrt(5))
+        # They are this module's own, because ZeRO-3 gathers what a module has when it is called, and an
+        # nn.ParameterDict never is.
+        for pair, a in zip(gates.pairs, stacked.to(dtype).split(gates.rank), strict=True):
+            self.register_parameter(f"fusion_a_{pair}", nn.Parameter(a.clone()))
+            b = torch.zeros(out_features, gates.rank, dtype=dtype)
+            self.register_parameter(f"fusion_b_{pair}", nn.Parameter(b))
+
+    def pair(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [rank, in] and B [out, rank] of one pair."""
+        return getattr(self, f"fusion_a_{name}"), getattr(self, f"fusion_b_{name}")
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.gates.scaled is not None, "the model sets the gates before its layers run"
-        low = F.linear(x, self.fusion_a) * self.gates.scaled  # [rows, length, pairs * rank]
+        a, b = self._joined()
+        low = F.linear(x, a) * self.gates.scaled  # [rows, length, pairs * rank]
         y = self.base(x)
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.fusion_b.t()).view_as(y)
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(y)
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        """All pairs as A [pairs * rank, in] and B [out, pairs * rank]."""
+        pairs = [self.pair(name) for name in self.gates.pairs]
+        if len(pairs) == 1:
+            return pairs[0]
+        return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
 
 
 class LateFusion(nn.Module):
@@ -168,11 +181,13 @@ def adapt(decoder: nn.Module, config: FLoRAConfig | LoRAConfig, modalities: Sequ
     """Replaces the target linear layers of `decoder` in place; W is not touched.
 
     Args:
-        modalities: those of the model; FLoRA makes a pair for each.
+        modalities: those of the model; FLoRA makes a pair for each, and adapts nothing where there are none.
     Raises:
         ValueError: no layer has one of the target names.
     """
     gates = Gates(modalities if isinstance(config, FLoRAConfig) else None, config.rank, config.alpha)
+    if not gates.pairs:
+        return gates
     adapted = 0
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
@@ -218,20 +233,18 @@ def merge(decoder: nn.Module, modality: Modality | None) -> None:
 
 
 def _merged(layer: LowRankFusion, modality: Modality | None) -> nn.Module:
-    a, b = layer.fusion_a.float(), layer.fusion_b.float()
-    rank = layer.gates.rank
-    modalities = layer.gates.modalities
-    if (modality is None) != (modalities is None) or (modalities is not None and modality not in modalities):
-        raise ValueError(f"cannot merge {modality}: this model has pairs for {modalities or 'plain LoRA'}")
-    chosen = 0 if modality is None or modalities is None else modalities.index(modality)
-    for pair in range(layer.gates.num_pairs):
-        if pair != chosen and b[:, pair * rank : (pair + 1) * rank].any():
+    pairs = layer.gates.pairs
+    chosen = "all" if modality is None else modality
+    if chosen not in pairs:
+        raise ValueError(f"cannot merge {modality}: this model has pairs for {list(pairs)}")
+    for other in pairs:
+        if other != chosen and layer.pair(other)[1].any():
             raise ValueError(
-                f"cannot merge {modality}: the pair of {modalities and modalities[pair]} is trained too, so the merged "
-                "weights would depend on which modalities are present. Keep the model unmerged."
+                f"cannot merge {modality}: the pair of {other} is trained too, so the merged weights would depend on "
+                "which modalities are present. Keep the model unmerged."
             )
-    rows = slice(chosen * rank, (chosen + 1) * rank)
-    delta = (b[:, rows] @ a[rows]) * layer.gates.scale
+    a, b = layer.pair(chosen)
+    delta = (b.float() @ a.float()) * layer.gates.scale
     weight: Tensor = layer.base.weight  # type: ignore[assignment]
     with torch.no_grad():
         weight += (delta if isinstance(layer.base, nn.Linear) else delta.t()).to(weight.dtype)

@@ -1,11 +1,19 @@
-"""The parts of a model that stages train and checkpoints hold: connectors.image, encoders.audio, fusion, llm, ..."""
+"""The parts of a model that stages train and checkpoints hold: connectors.image, fusion.image, encoders.audio, llm.
+
+`fusion.<modality>` is that modality's low-rank pairs, `fusion.all` plain LoRA's, and `fusion` late fusion's layer, or
+the whole LLM under full fine-tuning.
+"""
 
 from __future__ import annotations
+
+import re
 
 import torch
 from torch import Tensor, nn
 
 from mmchat.models.mmchat import MMChat
+
+_PAIR = re.compile(r".*\.fusion_[ab]_(\w+)")
 
 
 def size_of(parameter: Tensor) -> int:
@@ -26,8 +34,9 @@ def part_of(name: str, is_full: bool) -> str:
     head, _, rest = name.partition(".")
     if head in ("connectors", "encoders"):
         return f"{head}.{rest.partition('.')[0]}"
-    is_pair = name.rpartition(".")[2] in ("fusion_a", "fusion_b")
-    return "fusion" if is_pair or head == "late" or is_full else "llm"
+    if pair := _PAIR.fullmatch(name):
+        return f"fusion.{pair[1]}"
+    return "fusion" if head == "late" or is_full else "llm"
 
 
 def parts_of(model: MMChat, is_full: bool) -> dict[str, dict[str, nn.Parameter]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 
 from mmchat.batch import IGNORE, Batch, MediaBatch
@@ -15,16 +17,18 @@ NUM_LOGITS = 32
 
 
 @torch.no_grad()
-def probe_logits(model: MMChat, device: torch.device) -> list[float]:
+def probe_logits(model: MMChat, device: torch.device, modalities: Collection[str] | None = None) -> list[float]:
     """Some logits after one noise item of each modality and a few token ids: every part of the model has a say.
 
-    Under ZeRO-3 all ranks must call this together.
+    modalities: those that are asked about; None: all of the model's. Under ZeRO-3 all ranks must call this together.
     """
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(0)
     length, media, present = NUM_TEXT, {}, torch.zeros(len(MODALITIES))
     for modality, connector in model.connectors.items():
+        if modalities is not None and modality not in modalities:
+            continue
         assert isinstance(connector, Connector)
         data, shapes = model.encoders[model.shared.get(modality, modality)].stand_in()  # type: ignore[operator]
         noise = torch.rand(data.shape, generator=generator) * 2 - 1

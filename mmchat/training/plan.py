@@ -22,8 +22,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mmchat.batch import IGNORE, FeatureShape
+from mmchat.checkpoint import checkpoints_in
 from mmchat.config import RunConfig, StageConfig
-from mmchat.conversation import Modality
+from mmchat.conversation import MODALITIES, Modality
 from mmchat.data.build import build_template
 from mmchat.data.chat_template import ChatTemplate
 from mmchat.data.mixture import Mixture
@@ -35,6 +36,7 @@ from mmchat.training.flops import PEAKS, FlopCounter
 from mmchat.training.log import duration
 from mmchat.training.memory import MicroBatch, activations, model_state
 from mmchat.training.plan_table import plan_table
+from mmchat.training.start import open_start, origin
 from mmchat.training.trainable import Part, select
 
 USUAL_RANKS = (1, 8, 64)
@@ -138,12 +140,26 @@ def print_plan(
     if json_file:
         check_writable(Path(json_file), "--plan-json")
     mixtures = [Mixture(stage.data, config.cache) for stage in stages]
+    start = _start(config, stages)
+    if start is not None:
+        print(f"starts from {start['folder']} (run {start['run']}, stage {start['stage']}, step {start['step']})\n")
     plans = []
     for stage, mixture in zip(stages, mixtures, strict=True):
         plans.append(plan_stage(config, stage, seconds, ranks, mixture))
         print(plan_table(plans[-1]), end="\n\n", flush=True)
     if json_file:
-        Path(json_file).write_text(json.dumps({"run": config.run, "stages": plans}, indent=1) + "\n")
+        Path(json_file).write_text(json.dumps({"run": config.run, "start": start, "stages": plans}, indent=1) + "\n")
+
+
+def _start(config: RunConfig, stages: Sequence[StageConfig]) -> dict[str, Any] | None:
+    """What the first of the run's stages will begin with; None where it has begun, or is not planned."""
+    first = config.stages[0]
+    if config.start is None or first not in stages or checkpoints_in(config.folder / first.name):
+        return None
+    checkpoint, changed = open_start(config)
+    for line in changed:
+        print(f"warning: not as in the run it starts from: {line}")
+    return origin(checkpoint)
 
 
 def check_writable(path: Path, option: str) -> None:
@@ -326,7 +342,7 @@ def _warnings(stage: StageConfig, plan: dict[str, Any], parts: Sequence[Part], m
     unseen = any(source["tokens"] is None for source in plan["sources"])
     for part in [] if unseen else parts:  # a source of which nothing was planned may hold any modality
         kind, _, modality = part.name.partition(".")
-        if part.rate is None or kind not in ("connectors", "encoders"):
+        if part.rate is None or modality not in MODALITIES:
             continue
         users = [name for name in plan["modalities"] if kind == "encoders" and model.shared.get(name) == modality]
         if not any(plan["modalities"][name]["items"] for name in [modality, *users]):

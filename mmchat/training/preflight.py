@@ -65,10 +65,9 @@ def preflight(
                 f"preflight: {part.name} learns through late fusion only; name `fusion` in this stage's train table, "
                 "or train it in a stage before"
             )
-        # Encoders and connectors that shards have no media for yet are fine; so is fusion without any media.
-        (absent if (needs_media and modality not in seen) or (not needs_media and not seen) else silent).append(
-            part.name
-        )
+        # What shards have no media for yet is fine: a modality's own parts, and where there is none at all, the rest.
+        is_absent = modality not in seen if modality in engine.model.connectors else not seen
+        (absent if is_absent else silent).append(part.name)
     if silent:
         raise ValueError(
             f"preflight: {', '.join(silent)} should learn but got no gradient from {', '.join(batch.keys[:4])}. "

@@ -62,7 +62,7 @@ def last_of(config: RunConfig, previous: Path | None, stage: StageConfig) -> Che
             f"stage {stage.name} starts from the end of stage {previous.name}, which has not been finished in "
             f"{previous}{reached}; train that stage first"
         )
-    _compare(identity(_values(found)), identity(config.model_dump(mode="json")), found)
+    _compare(identity(values_of(found)), identity(config.model_dump(mode="json")), found)
     return found
 
 
@@ -78,10 +78,11 @@ def refuse_later_stages(config: RunConfig, stage: StageConfig, resumed: Checkpoi
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is, in every stage: seed, model and chat format."""
+    """What makes a run the run it is, in every stage: seed, model, chat format, and the weights it began with."""
     how = ("attention", "gradient_checkpointing")
     llm = {k: v for k, v in values["model"]["llm"].items() if k not in how}
-    return {"seed": values["seed"], "model": {**values["model"], "llm": llm}, "chat": values["chat"]}
+    model = {**values["model"], "llm": llm}
+    return {"seed": values["seed"], "start": values["start"], "model": model, "chat": values["chat"]}
 
 
 def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:
@@ -98,27 +99,31 @@ def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -
         kept["data"] = [{k: v for k, v in source.items() if k != "shards"} for source in kept.get("data", [])]
         return {"stage": kept, **identity(values)}
 
-    _compare(relevant(_values(resumed)), relevant(config.model_dump(mode="json")), resumed)
+    _compare(relevant(values_of(resumed)), relevant(config.model_dump(mode="json")), resumed)
 
 
-def _values(checkpoint: Checkpoint) -> dict[str, Any]:
+def values_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """Its configuration; keys that are newer than it have their defaults. Raises ConfigError."""
     values = parse_config(yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml"))
     return values.model_dump(mode="json")
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], checkpoint: Checkpoint) -> None:
-    before, now = _flat(old), _flat(new)
-    changed = [
-        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
+    if changed := differences(old, new):
         raise CheckpointError(
             f"{checkpoint.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"
             "Give the run another name (run=...), or change these back to continue it"
         )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """A line for each value of two nested configurations that is not the same in both."""
+    before, now = _flat(old), _flat(new)
+    return [
+        f"{key}: was {before.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -130,9 +135,13 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_probe(engine: Engine, start: Checkpoint) -> None:
-    """Raises CheckpointError where the loaded model answers the stored probe differently."""
+    """Raises CheckpointError where the loaded model answers the stored probe differently.
+
+    It is asked with the modalities of the checkpoint's model; a run that starts from it may have more.
+    """
     stored = start.manifest["probe"]
-    found = probe_logits(engine.model, engine.device)
+    modalities = [name for name, entry in values_of(start)["model"]["modalities"].items() if entry is not None]
+    found = probe_logits(engine.model, engine.device, modalities)
     if not probe_agrees(found, stored["logits"], stored["dtype"] == engine.stage.dtype):
         raise CheckpointError(
             f"{start.folder}: the model does not answer the stored probe as it did when it was saved. Its base models, "
@@ -145,7 +154,8 @@ def bases(config: RunConfig) -> dict[str, Any]:
     bases = {"llm": base_identity(config.model.llm.pretrained)}
     for modality, entry in config.model.modalities.entries().items():
         pretrained = entry.encoder.model_dump().get("pretrained")
-        bases[modality] = (
-            base_identity(pretrained) if pretrained else {"encoder": entry.encoder.model_dump(mode="json")}
-        )
+        if isinstance(pretrained, str):  # timm's own weights are True
+            bases[modality] = base_identity(pretrained)
+        else:
+            bases[modality] = {"encoder": entry.encoder.model_dump(mode="json")}
     return bases

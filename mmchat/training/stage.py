@@ -34,6 +34,8 @@ from mmchat.training.log import TrainLog, duration
 from mmchat.training.preflight import preflight
 from mmchat.training.resume import bases, check_probe, check_same_run, last_of, refuse_later_stages
 from mmchat.training.schedule import rate_factor
+from mmchat.training.start import check_parts, open_start, origin
+from mmchat.training.start_as import with_copies
 from mmchat.training.trainable import select, table
 
 
@@ -89,6 +91,11 @@ def train_stage(
     start = resumed or last_of(config, previous, stage)
     if resumed is None and start is not None:
         _say(stage, f"starts from {start.folder}")
+    began_with = start.manifest.get("start") if start is not None else None
+    is_other_run = start is None and config.start is not None
+    if is_other_run:
+        start = _open_start(config, stage)
+        began_with = origin(start)
     step = resumed.step if resumed is not None else 0
     mixture = Mixture(stage.data, config.cache)
 
@@ -98,6 +105,14 @@ def train_stage(
     weights: dict[str, torch.Tensor] = {}
     if start is not None:
         weights = start.weights()
+        if is_other_run:
+            fresh = set(check_parts(model, start, is_full))
+            weights = with_copies(weights, config.start_as)
+            held = {part_of(name, is_full) for name in weights}
+            anew = ", ".join(sorted(fresh - held)) or "nothing"
+            _say(stage, f"not in that checkpoint, so begun anew: {anew}")
+            for new, old in config.start_as.items():
+                _say(stage, f"{new} begins as {old}")
         expected = names_in(model, held, is_full)
         load_weights(model, weights, expected, start.folder, lambda ps: gather(ps, modify=True))
     parts = select(model, stage, is_full)
@@ -127,7 +142,7 @@ def train_stage(
         engine.close()
         return "rehearsed"
 
-    trainer = _Loop(config, stage, engine, loader, log, held, frozen, resumed)
+    trainer = _Loop(config, stage, engine, loader, log, held, frozen, began_with, resumed)
     del start, resumed
     finished = trainer.run(step, stop)
     log.close()
@@ -147,10 +162,11 @@ class _Loop:
         log: TrainLog,
         held: set[str],
         frozen: dict[str, torch.Tensor],
+        began_with: dict[str, Any] | None,
         resumed: Checkpoint | None,
     ) -> None:
         self.config, self.stage, self.engine, self.loader, self.log = config, stage, engine, loader, log
-        self.held, self.frozen = held, frozen
+        self.held, self.frozen, self.began_with = held, frozen, began_with
         state = resumed.state if resumed is not None else {}
         self.lanes: dict[int, dict[str, Any]] = {int(k): v for k, v in state.get("lanes", {}).items()}
         self.num_seen = int(state.get("num_seen", 0))
@@ -269,6 +285,7 @@ class _Loop:
                 "stage": self.stage.name,
                 "step": step,
                 "is_last": step == self.stage.steps,
+                "start": self.began_with,
                 "parts": sorted(self.held),
                 "fusion": self.config.model.fusion.model_dump(mode="json"),
                 "bases": bases(self.config),
@@ -286,6 +303,15 @@ class _Loop:
             self.log.say(f"could NOT save {folder}: {failure}; training goes on and tries again at the next save")
         else:
             self.log.say(f"saved {folder} in {duration(time.perf_counter() - started)}")
+
+
+def _open_start(config: RunConfig, stage: StageConfig) -> Checkpoint:
+    """The other run's checkpoint; what its configuration has otherwise is said. Raises CheckpointError."""
+    start, changed = open_start(config)
+    _say(stage, f"starts from {start.folder}, of another run")
+    for line in changed:
+        _say(stage, f"warning: not as in that run: {line}")
+    return start
 
 
 def _totals(data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
