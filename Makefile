@@ -4,6 +4,8 @@ BIN := .venv/bin
 SCENES := .cache/demo/scenes
 SHARDS := .cache/demo/shards
 TALK := .cache/referential_shards
+MEDIA := .cache/media_scenes
+MEDIA_SHARDS := .cache/media_shards
 DIRECTED := .cache/directed_speech
 DIRECTED_SHARDS := .cache/directed_shards
 # Where two cores are shared, OpenMP threads that spin while they wait make everything many times slower.
@@ -12,7 +14,7 @@ export KMP_BLOCKTIME := 0
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN | awk '{print ($$1 > 8) ? 8 : $$1}')
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo scenes directed-speech test checks format golden tiny clean
+.PHONY: help demo scenes media-scenes directed-speech test checks docs format golden tiny clean
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -51,6 +53,28 @@ $(TALK): .venv/demo
 	    --split $$split --set about=$${about%:*}; done; done
 	mv $@.partial $@
 
+# What configs/demo_media.yaml learns from and is scored on. `human` is read by people, and is for scoring alone.
+$(MEDIA_SHARDS): .venv/speech
+	test -d $(TALK) || $(MAKE) $(TALK)
+	$(BIN)/python data_prep/moving_stamps.py --out $(MEDIA)/moving_stamps
+	$(BIN)/python data_prep/spoken_stamps.py --out $(MEDIA)/spoken_stamps
+	rm -rf $@ $@.partial
+	set -e; for split in train val test kinds; do \
+	  $(BIN)/python data_prep/make_shards.py video_qa $(MEDIA)/moving_stamps/$$split $@.partial/moves-$$split \
+	    --split $$split --format activitynet_qa --set grouped=yes; \
+	  $(BIN)/python data_prep/make_shards.py caption $(MEDIA)/moving_stamps/$$split $@.partial/told-$$split \
+	    --split $$split --format captions; done
+	set -e; for split in train val test; do \
+	  for about in speech:transcribe:librispeech asked:vqa:spoken_question commands:instruct:chat; do \
+	    name=$${about%%:*}; rest=$${about#*:}; \
+	    $(BIN)/python data_prep/make_shards.py $${rest%:*} $(MEDIA)/spoken_stamps $@.partial/$$name-$$split \
+	      --split $$split --format $${rest#*:} --media .cache/referential_scenes; done; done
+	set -e; for split in train test; do \
+	  $(BIN)/python data_prep/make_shards.py transcribe \
+	    .cache/downloads/tuxpaint-stamps-default_2022.06.04-1_all/usr/share/tuxpaint/stamps \
+	    $@.partial/human/$$split --split $$split --format stamp_speech --set language=en; done
+	mv $@.partial $@
+
 $(DIRECTED_SHARDS): .venv/speech
 	$(BIN)/python data_prep/directed_speech.py --out $(DIRECTED) --check --page $(DIRECTED)/page.html
 	rm -rf $@ $@.partial
@@ -60,6 +84,10 @@ $(DIRECTED_SHARDS): .venv/speech
 
 directed-speech: .venv/speech  ## a corpus of speech to a device and to others: clips, a check, a page, shards
 	test -d $(DIRECTED_SHARDS) || $(MAKE) $(DIRECTED_SHARDS)
+
+media-scenes: .venv/speech  ## the clips and recordings of configs/demo_media.yaml, and the base models
+	$(BIN)/python data_prep/base_models.py
+	test -d $(MEDIA_SHARDS) || $(MAKE) $(MEDIA_SHARDS)
 
 scenes: .venv/demo  ## the scenes of configs/demo_full.yaml, and the base models
 	$(BIN)/python data_prep/base_models.py smollm2 efficientnet_lite0
@@ -79,6 +107,9 @@ checks: .venv/dev  ## lint, format, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+docs: .venv/dev  ## this project's documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/dev  ## apply lint fixes and format
 	$(BIN)/ruff check --fix .

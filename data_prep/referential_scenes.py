@@ -166,7 +166,7 @@ def _write_scene(folder: Path, split: str, seed: int, index: int) -> dict[str, A
 def draw_scene(materials: Materials, rng: np.random.Generator) -> tuple[Image.Image, list[Thing]]:
     """A picture and what stands in it, each thing at least two thirds visible; boxes are those of what is visible."""
     width, height = SIZES[int(rng.integers(len(SIZES)))]
-    picture = _behind(materials.photos, width, height, rng)
+    picture = behind(materials.photos, width, height, rng)
     num_things = int(rng.choice((1, 2, 3, 4), p=(0.25, 0.35, 0.25, 0.15)))
     kinds = [int(kind) for kind in rng.choice(len(materials.cut_outs), num_things, replace=False)]
     if num_things > 1 and rng.random() < 0.3:
@@ -200,7 +200,7 @@ def draw_scene(materials: Materials, rng: np.random.Generator) -> tuple[Image.Im
     return picture, things
 
 
-def _behind(photos: Sequence[Image.Image], width: int, height: int, rng: np.random.Generator) -> Image.Image:
+def behind(photos: Sequence[Image.Image], width: int, height: int, rng: np.random.Generator) -> Image.Image:
     """A part of a photograph, or in two of five scenes a background made here."""
     if rng.random() < 0.4 or not photos:
         return made_background(max(width, height), rng).crop((0, 0, width, height))

@@ -232,8 +232,10 @@ def compose(
 
 
 @contextmanager
-def new_split(folder: Path, source: dict[str, Any]) -> Iterator[Path | None]:
-    """A folder with images/ that becomes `folder` once it is filled; None where that was made from this source before.
+def new_split(folder: Path, source: dict[str, Any], media: str = "images") -> Iterator[Path | None]:
+    """A folder with images/, or another name for its media, that becomes `folder` once it is filled.
+
+    None where that was made from this source before.
 
     Raises ValueError where it was made from another one.
     """
@@ -246,7 +248,7 @@ def new_split(folder: Path, source: dict[str, Any]) -> Iterator[Path | None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as partial_folder:
         made = Path(partial_folder) / folder.name
-        (made / "images").mkdir(parents=True)
+        (made / media).mkdir(parents=True)
         yield made
         (made / SOURCE).write_text(json.dumps(source, indent=1) + "\n")
         made.rename(folder)

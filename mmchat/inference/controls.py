@@ -1,4 +1,4 @@
-"""Controls of an evaluation: media taken away, exchanged or blanked, to see whether answers come from it."""
+"""Controls of an evaluation: media taken away, exchanged, blanked or out of order: do answers come from it at all?"""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import soundfile
 from PIL import Image
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from mmchat.conversation import MODALITIES, MediaHeader, MediaRef, Modality, Record, StoredBytes
-from mmchat.data.chat_template import ChatTemplate
+from mmchat.data.chat_template import ChatTemplate, Sample
 from mmchat.data.lanes import SampleId
 from mmchat.data.mixture import Mixture
 from mmchat.errors import SampleError
@@ -35,16 +36,19 @@ class Controls(Schema):
         is brought to the size of the one that it stands for: places mean the same, and its content alone differs.
     blank: modalities whose items are uniform: pictures grey, sound silent, of the same size or length.
     missing: share of records, by modality, that go without their items, drawn by a hash of seed and key.
+    shuffle: videos whose frames come in any order, drawn by a hash of seed and key: what was seen stays, what was first
+        is not known. Times that the model is told stay with the places, not with the frames.
     """
 
     swap: tuple[Modality, ...] = ()
     blank: tuple[Modality, ...] = ()
     missing: dict[Modality, float] = Field(default_factory=dict)
+    shuffle: tuple[Literal["video"], ...] = ()
     seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name, given in (("swap", self.swap), ("blank", self.blank)):
+        for name, given in (("swap", self.swap), ("blank", self.blank), ("shuffle", self.shuffle)):
             if len(set(given)) < len(given):
                 raise ValueError(f"{name} {', '.join(given)}: a modality is given twice; give each once")
         if "video" in self.blank:
@@ -62,7 +66,22 @@ class Controls(Schema):
         lines = [f"{names[modality]} swapped between records" for modality in self.swap]
         lines += [f"{names[modality]} blank" for modality in self.blank]
         lines += [f"{names[one]} missing from {share:.0%} of records" for one, share in self.missing.items()]
+        lines += [f"frames of {names[modality]} in any order" for modality in self.shuffle]
         return lines
+
+    def shuffled(self, sample: Sample, tensors: Sequence[Tensor], key: str) -> list[Tensor]:
+        """A sample's decoded items, with frames (or their stored features) in an order drawn by `key` under `shuffle`.
+
+        Every order is equally likely, the right one among them.
+        """
+        rng, found = random.Random(f"{self.seed}/shuffle/{key}"), []
+        for item, tensor in zip(sample.media, tensors, strict=True):
+            if item.modality in self.shuffle:
+                num_frames = item.plan.shape[0]
+                order = rng.sample(range(num_frames), num_frames)
+                tensor = tensor.unflatten(0, (num_frames, -1))[order].flatten(0, 1)
+            found.append(tensor)
+        return found
 
     def is_missing(self, modality: Modality, key: str) -> bool:
         return random.Random(f"{self.seed}/missing/{modality}/{key}").random() < self.missing.get(modality, 0.0)
@@ -118,6 +137,7 @@ class ControlledRecords:
                 absent = [replace(item, data=None) for item in _items(record.media, modality)]
                 record = _given(record, modality, absent)
                 changed.append(f"missing {modality}")
+        changed += [f"shuffle {modality}" for modality in self.controls.shuffle if _items(record.media, modality)]
         self.num_changed.update(changed)
         return record
 

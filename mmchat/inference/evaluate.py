@@ -177,7 +177,7 @@ def _cases(
             progress.skip(batch[-1].done)
             continue
         file.cut(len(cases))
-        answers = _answers(loaded, task, batch, protocol)
+        answers = _answers(loaded, task, batch, protocol, records.controls)
         new = [
             Case(one.record, one.key, one.question, answer, _judge(task, answer, one.question, protocol))
             for one, answer in zip(batch, answers, strict=True)
@@ -227,7 +227,9 @@ def _known(one: _Asked, line: dict[str, Any]) -> Case:
         raise ValueError(f"predictions.jsonl does not fit these shards ({error}); use another --out") from error
 
 
-def _answers(loaded: Loaded, task: Task, batch: Sequence[_Asked], protocol: ask.Protocol) -> list[Answer]:
+def _answers(
+    loaded: Loaded, task: Task, batch: Sequence[_Asked], protocol: ask.Protocol, controls: Controls
+) -> list[Answer]:
     """One answer each; what cannot be asked gets the reason as its error."""
     answers = [Answer(error=one.problem) for one in batch]
     places: list[int] = []
@@ -239,7 +241,7 @@ def _answers(loaded: Loaded, task: Task, batch: Sequence[_Asked], protocol: ask.
             continue
         try:
             sample = _prompt(loaded, one.question, protocol)
-            tensors = load_media(sample, loaded.template)
+            tensors = controls.shuffled(sample, load_media(sample, loaded.template), one.key)
             likely = _likely(loaded, one.question, sample, tensors, protocol, measures)
             excerpts = dict.fromkeys(str(excerpt) for item in sample.media for excerpt in item.plan.excerpts)
             answers[place] = replace(likely, excerpts=tuple(excerpts))

@@ -1,7 +1,7 @@
 """Sound: any file to log-mel windows, and Whisper's encoder (arXiv 2212.04356), which pays by the second.
 
-Whisper sees windows of 30 seconds, padded with silence. Its encoder yields 50 positions a second; only those
-that hold sound go on to the model.
+Whisper sees windows of 30 seconds, or of fewer by configuration, padded with silence. Its encoder yields 50 positions a
+second; only those that hold sound go on to the model.
 """
 
 from __future__ import annotations
@@ -42,10 +42,16 @@ class AudioSpec:
 
 
 class WhisperEncoderConfig(Schema):
-    """The encoder of a Whisper checkpoint of transformers, by hub name or local folder."""
+    """The encoder of a Whisper checkpoint of transformers, by hub name or local folder.
+
+    window_s: seconds that it hears at once; None is what it was trained on, 30. A longer sound is heard in several
+        windows. With 4 a short command costs an eighth. The encoder was not trained on short windows, so train the
+        connector with the same.
+    """
 
     kind: Literal["whisper"] = "whisper"
     pretrained: str
+    window_s: int | None = Field(default=None, ge=1)
 
     def spec(self) -> AudioSpec:
         config = self._config()
@@ -55,13 +61,14 @@ class WhisperEncoderConfig(Schema):
         """transformers' WhisperFeatureExtractor in the checkpoint's numbers, or in the model's."""
         from transformers import WhisperFeatureExtractor
 
+        spec = self.spec()
+        seconds = spec.window_positions // POSITIONS_PER_S
         try:
-            return WhisperFeatureExtractor.from_pretrained(self.pretrained)
+            if self.window_s is None:
+                return WhisperFeatureExtractor.from_pretrained(self.pretrained)
+            return WhisperFeatureExtractor.from_pretrained(self.pretrained, chunk_length=seconds)
         except OSError:  # a checkpoint saved without its preprocessor
-            spec = self.spec()
-            return WhisperFeatureExtractor(
-                feature_size=spec.num_mels, chunk_length=spec.window_positions // POSITIONS_PER_S
-            )
+            return WhisperFeatureExtractor(feature_size=spec.num_mels, chunk_length=seconds)
 
     def build(self) -> WhisperEncoder:
         from transformers import WhisperModel
@@ -70,7 +77,13 @@ class WhisperEncoderConfig(Schema):
         model, report = whisper.from_pretrained(self.pretrained, dtype=torch.float32, output_loading_info=True)
         if report["missing_keys"] or report["mismatched_keys"]:
             raise ValueError(f"{self.pretrained} lacks weights of Whisper: {report}")
-        return WhisperEncoder(model.get_encoder(), self.spec())
+        encoder, spec = model.get_encoder(), self.spec()
+        if self.window_s is not None:  # the first positions of the window that it was trained on
+            encoder.config.max_source_positions = spec.window_positions
+            encoder.embed_positions = nn.Embedding.from_pretrained(
+                encoder.embed_positions.weight.detach()[: spec.window_positions].clone()
+            )
+        return WhisperEncoder(encoder, spec)
 
     def _config(self) -> Any:
         from transformers import AutoConfig
@@ -78,6 +91,11 @@ class WhisperEncoderConfig(Schema):
         config = AutoConfig.from_pretrained(self.pretrained)
         if config.model_type != "whisper":
             raise ValueError(f"{self.pretrained} is a {config.model_type}; wanted Whisper")
+        if self.window_s is not None:
+            whole_s = config.max_source_positions // POSITIONS_PER_S
+            if self.window_s > whole_s:
+                raise ValueError(f"window_s {self.window_s}: {self.pretrained} hears {whole_s} s at once; wanted less")
+            config.max_source_positions = self.window_s * POSITIONS_PER_S
         return config
 
 

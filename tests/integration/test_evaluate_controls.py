@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,29 @@ def test_missing_takes_a_share_that_grows(loaded: Loaded) -> None:
     assert 400 < len(drawn[0] & drawn[1]) < 600  # another seed draws anew
 
 
+def test_shuffle_gives_the_same_frames_in_any_order(loaded: Loaded) -> None:
+    records = controlled(loaded, Controls(), SHARD)
+    record = next(one for one in records if one.media and one.media[0].modality == "video")
+    (question,) = TASKS["instruct"].questions(record, Protocol())
+    sample = loaded.template.render(question.conversation, "k", answer=True)
+    (frames,) = tensors = load_media(sample, loaded.template)
+    assert len(frames) == 4 and len({frame.numpy().tobytes() for frame in frames}) == 4
+    on = Controls(shuffle=("video",))
+    orders = Counter[tuple[int, ...]]()
+    for i in range(2400):
+        (found,) = on.shuffled(sample, tensors, f"{i}")
+        orders[tuple(int((frames == frame).flatten(1).all(1).int().argmax()) for frame in found)] += 1
+    assert len(orders) == 24 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
+    assert min(orders.values()) > 60 and max(orders.values()) < 145  # each as likely as any other
+    (one,), (again,) = on.shuffled(sample, tensors, "a"), on.shuffled(sample, tensors, "a")
+    assert one.equal(again)
+    assert Controls().shuffled(sample, tensors, "a")[0].equal(frames)
+    # Stored features: frames of two features each.
+    features = frames[:, :2, 0, :3].flatten(0, 1)
+    (found,) = on.shuffled(sample, [features], "a")
+    assert found.equal(one[:, :2, 0, :3].flatten(0, 1))
+
+
 def test_controls_change_the_answers_about_their_media_alone(whole: Path, loaded: Loaded, tmp_path: Path) -> None:
     right = lines(whole)
     for name, controls in {
@@ -146,6 +170,12 @@ def test_controls_change_the_answers_about_their_media_alone(whole: Path, loaded
         assert changed and changed <= with_picture
         assert "banner" in (tmp_path / name / "index.html").read_text()
     parts = metrics["scores_by_presence"]
+    out = tmp_path / "shuffle"
+    shuffled = evaluate(loaded, "instruct", SHARD, out, SHORT, Controls(shuffle=("video",)), batch_size=4)
+    assert shuffled["changed_records"] == {"shuffle video": 4}
+    changed = {now["key"] for now, was in zip(lines(out), right, strict=True) if now["answer"] != was["answer"]}
+    assert changed <= {line["key"] for line in right if "<video>" in line["prompt"]}
+    assert "frames of clips in any order" in (out / "index.html").read_text()
     assert parts["missing"]["num_questions"] == 8 and parts["present"]["num_questions"] == 12
 
 
@@ -156,6 +186,7 @@ def test_controls_that_make_no_sense_are_refused(loaded: Loaded, tmp_path: Path)
         ({"missing": {"image": 1.5}}, "wanted a share"),
         ({"swap": ["image", "image"]}, "swap image, image: a modality is given twice"),
         ({"blank": ["audio", "audio"]}, "a modality is given twice"),
+        ({"shuffle": ["audio"]}, "shuffle"),
     ]:
         with pytest.raises(ConfigError, match=message):
             parse(Controls, values, "controls")

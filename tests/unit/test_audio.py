@@ -229,6 +229,26 @@ def test_encoder_equals_whispers_and_drops_the_silence(folder: Path) -> None:
     assert trainable == []
 
 
+def test_a_shorter_window_is_whispers_with_fewer_positions(folder: Path) -> None:
+    config = AudioConfig(encoder=WhisperEncoderConfig(pretrained=str(folder), window_s=1))
+    process = config.preprocess()
+    plan = process.plan(MediaHeader(duration_s=1.5))
+    assert (plan.shape, plan.num_patches) == ((75, 1, 1), 100)
+    windows = process(wav(tone(1.5)), plan)
+    assert windows.shape == (2, 8, 100)
+
+    whole = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model.encoder
+    short = WhisperForConditionalGeneration(WhisperConfig(**{**TINY, "max_source_positions": 50})).model.encoder.eval()
+    weights = whole.state_dict()
+    short.load_state_dict({**weights, "embed_positions.weight": weights["embed_positions.weight"][:50]})
+    with torch.no_grad():
+        features = config.build_encoder().eval()(windows, (plan.shape,))
+        torch.testing.assert_close(features, short(windows).last_hidden_state.flatten(0, 1)[:75], rtol=0, atol=0)
+    process.sandbox.close()
+    with pytest.raises(ValueError, match="hears 2 s at once"):
+        WhisperEncoderConfig(pretrained=str(folder), window_s=3).spec()
+
+
 def test_the_checkpoints_feature_extractor_is_used(folder: Path, tmp_path: Path) -> None:
     WhisperConfig(**TINY).save_pretrained(tmp_path)
     config = AudioConfig(encoder=WhisperEncoderConfig(pretrained=str(tmp_path)))
