@@ -15,6 +15,8 @@ class ChatFormat:
 
     A turn is prefix + content + end + tail; `end` is what the model learns to say when it is done. `begin` opens a
     conversation that has no system turn, `begin_system` one that has; system None: the format has no such role.
+    joins: text between special tokens and media is tokenised in one piece, as in a prompt that is tokenised whole;
+    otherwise each part of it is on its own.
     """
 
     begin: str
@@ -22,6 +24,7 @@ class ChatFormat:
     system: tuple[str, str] | None  # prefix, end and tail together
     user: tuple[str, str]
     assistant: tuple[str, str, str]  # prefix, end, tail
+    joins: bool = False
 
 
 CHATML = ChatFormat(
@@ -47,9 +50,18 @@ def chat_format(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
             return ChatFormat("", "", ("", " "), ("USER: ", " "), ("ASSISTANT: ", end, ""))
         case "plain":
             return ChatFormat("", "", ("", "\n"), ("User: ", "\n"), ("Assistant: ", end, "\n"))
+        case "llava":  # of LLaVA-1.5 as transformers has it
+            begin = tokenizer.bos_token if _adds_begin(tokenizer) else ""
+            return ChatFormat(begin, begin, ("", " "), ("USER: ", " "), ("ASSISTANT: ", end, ""), joins=True)
     if not tokenizer.chat_template:
         raise ValueError("chat.format: auto needs a tokenizer with a chat template; choose chatml, vicuna or plain")
     return _take_apart(tokenizer)
+
+
+def _adds_begin(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts its beginning-of-text token before what it is given."""
+    ids: list[int] = tokenizer("x").input_ids
+    return tokenizer.bos_token is not None and ids[0] == tokenizer.bos_token_id
 
 
 def _take_apart(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:

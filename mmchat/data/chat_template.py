@@ -110,6 +110,7 @@ class ChatTemplate:
         self.end_ids = self._special(self.format.assistant[1])
         if not self.end_ids:
             raise ValueError("the chat format has no end of an answer, so that the model could not learn to stop")
+        self.num_begin = len(self._special(self.format.begin))
         # Any id does at a placeholder: the embedding there is replaced.
         self.placeholder_id = self.end_ids[0]
 
@@ -149,7 +150,9 @@ class ChatTemplate:
         for turn in writer.begin(system[0] if system else None, said):
             writer.turn(turn, numbers)
         if answer:
-            writer.special(self.format.assistant[0])
+            prefix = self.format.assistant[0]
+            # A blank at the end belongs to the first word of the answer, where both are tokenised in one piece.
+            writer.special(prefix.rstrip(" ") if self.format.joins else prefix)
         return writer.sample(closed)
 
     def fit(self, conversation: Conversation, key: str, rng_seed: str, max_tokens: int, max_patches: int) -> Sample:
@@ -215,6 +218,34 @@ class ChatTemplate:
         """Ids of what somebody said: special tokens in it are spelled out, not obeyed."""
         encoded: Any = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return list(encoded["input_ids"])
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Ids of an answer as it stands behind the opening of its turn, without its end."""
+        prefix = self.format.assistant[0]
+        if not self.format.joins:
+            return self.text_ids(text)
+        opening = self.joined_ids([(prefix.rstrip(" "), False)])[0]
+        return self.joined_ids([(prefix, False), (text, True)])[0][len(opening) :]
+
+    def joined_ids(self, pieces: Sequence[tuple[str, bool]], is_first: bool = False) -> tuple[list[int], list[bool]]:
+        """Ids of pieces of text in one piece, and for each whether the piece of its last character is marked.
+
+        is_first: the conversation begins with it. Otherwise it stands behind a token that is not made of text, where
+        some tokenizers leave out the blank that they put before what comes first.
+        """
+        text = "".join(piece for piece, _ in pieces)
+        marks = [mark for piece, mark in pieces for _ in piece]
+        lead = "" if is_first or self.has_special(text) else str(self.tokenizer.eos_token)
+        encoded: Any = self.tokenizer(
+            lead + text, add_special_tokens=False, split_special_tokens=not lead, return_offsets_mapping=True
+        )
+        skip = int(bool(lead))
+        ends = [end - len(lead) for _, end in encoded["offset_mapping"]]
+        return list(encoded["input_ids"])[skip:], [marks[max(end - 1, 0)] for end in ends[skip:]]
+
+    def has_special(self, text: str) -> bool:
+        """Whether a token of the tokenizer's that is not made of text stands in it."""
+        return any(token in text for token in self.tokenizer.get_added_vocab())
 
     def _special(self, text: str) -> list[int]:
         """Ids of the format's own text, whose special tokens count."""
@@ -294,6 +325,7 @@ class _Writer:
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.media: list[PlannedMedia] = []
+        self.waiting: list[tuple[str, bool]] = []  # text that is tokenised with what follows, and whether it is learned
 
     def begin(self, system: Turn | None, said: list[Turn]) -> list[Turn]:
         """Writes the opening and the system turn; returns the turns that are left to write."""
@@ -307,7 +339,7 @@ class _Writer:
             self.special(chat_format.begin)
         elif chat_format.system is not None:
             self.special(chat_format.begin_system + chat_format.system[0])
-            self._add(self.template.text_ids(text), learned=False)
+            self._say(text, learned=False)
             self.special(chat_format.system[1])
         else:  # a format without the role: said at the head of the first user turn
             self.special(chat_format.begin)
@@ -342,9 +374,14 @@ class _Writer:
             self.special(chat_format.assistant[2])
 
     def special(self, text: str, learned: bool = False) -> None:
-        self._add(self.template._special(text), learned)
+        if self.template.format.joins and not self.template.has_special(text):
+            self.waiting.append((text, learned))
+        else:
+            self._flush()
+            self._add(self.template._special(text), learned)
 
     def sample(self, closed: frozenset[Modality]) -> Sample:
+        self._flush()
         gates = np.zeros((len(self.ids), len(MODALITIES)), np.float32)
         fusion = self.template.fusion
         for item in self.media:
@@ -358,8 +395,18 @@ class _Writer:
         return Sample(self.key, self.ids, labels, gates, tuple(self.media))
 
     def _say(self, text: str, learned: bool) -> None:
-        if text:
+        if self.template.format.joins:
+            self.waiting.append((text, learned))
+        elif text:
             self._add(self.template.text_ids(text), learned)
+
+    def _flush(self) -> None:
+        """Tokenises the text that waits, under a format that joins."""
+        if any(text for text, _ in self.waiting):
+            ids, learned = self.template.joined_ids(self.waiting, is_first=len(self.ids) <= self.template.num_begin)
+            self.ids += ids
+            self.learned += learned
+        self.waiting = []
 
     def _add(self, ids: list[int], learned: bool) -> None:
         self.ids += ids
@@ -371,16 +418,18 @@ class _Writer:
         ref, plan = self.plans[number]
         if plan is None:
             return
+        self._flush()
         places: list[int] = []
         for text, num in self.template._token_runs(ref.modality, plan):
             self._say(text, learned=False)
+            self._flush()
             places += range(len(self.ids), len(self.ids) + num)
             self._add([self.template.placeholder_id] * num, learned=False)
         start = places[0] if places else len(self.ids)
         is_one_run = places == list(range(start, start + len(places)))
         offsets = () if is_one_run else tuple(place - start for place in places)
         self.media.append(PlannedMedia(ref.modality, ref, plan, start, len(places), offsets))
-        self._add(self.template.text_ids(self.template.config.media_suffix.get(ref.modality, "")), learned=False)
+        self._say(self.template.config.media_suffix.get(ref.modality, ""), learned=False)
 
     def _region(self, region: Region) -> str:
         is_here = self.first_media <= region.media < len(self.plans)

@@ -37,7 +37,7 @@ def candidate_likelihoods(
     """
     template = loaded.template
     texts = list(dict.fromkeys(candidates))  # a text that occurs twice is a tie, to the last bit
-    found = likelihoods(loaded, sample, media, [template.text_ids(text) + template.end_ids for text in texts])
+    found = likelihoods(loaded, sample, media, [template.answer_ids(text) + template.end_ids for text in texts])
     by_text = dict(zip(texts, found, strict=True))
     return [by_text[text] for text in candidates]
 
