@@ -39,6 +39,14 @@ def tiny_folder() -> Path:
     return tiny.build_all()
 
 
+@pytest.fixture(scope="session")
+def heart(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose answers are known, made once; see tests/by_heart.py. Nobody changes it."""
+    from tests import by_heart
+
+    return by_heart.checkpoint(tmp_path_factory.mktemp("heart"))
+
+
 @pytest.fixture(scope="module")
 def process_group(tiny_folder: Path) -> Iterator[None]:
     """A process group of one. Its rendezvous leaves the environment again: other tests start processes of their own.

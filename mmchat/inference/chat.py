@@ -14,9 +14,10 @@ from mmchat.conversation import Conversation, MediaRef, Part, Region, Turn
 from mmchat.data.chat_template import SEEN, PlannedMedia, Sample
 from mmchat.data.pack import collate, load_media
 from mmchat.errors import SampleError
-from mmchat.inference.generate import Decoding, TokenStream, decode
+from mmchat.inference.generate import Decoding, TokenStream
 from mmchat.inference.load import Loaded
 from mmchat.inference.safety import Guard
+from mmchat.inference.text_stream import TextStream
 from mmchat.modalities.image import size_of
 from mmchat.regions import check_region
 
@@ -70,7 +71,9 @@ class ChatSession:
         tensors = [tensor for ref, tensor in decoded if any(ref is item.ref for item in rest.media)]
         batch = collate([rest], [tensors])
         batch = replace(batch, positions=batch.positions + known).to(loaded.device)
-        stream = TokenStream(loaded.model, batch, None, loaded.template.end_ids, self.decoding, self._cache)
+        # Not kept until the answer is whole: one that is broken off leaves the cache half written.
+        cache, self._cache = self._cache, None
+        stream = TokenStream(loaded.model, batch, None, loaded.template.end_ids, self.decoding, cache)
         ids: list[int] = []
         said = ""
         pieces = self._pieces(stream, ids)
@@ -84,18 +87,13 @@ class ChatSession:
 
     def _pieces(self, stream: TokenStream, ids: list[int]) -> Iterator[str]:
         """The text of a stream, in pieces; `ids` gets the tokens."""
-        template = self.loaded.template
-        text = ""
+        text = TextStream(self.loaded.template)
         for chosen in stream:
             ids.append(int(chosen[0]))
-            longer = decode(template, ids)
-            if longer.startswith(text) and not longer.endswith("\ufffd"):  # half a character waits for its rest
-                if longer != text:
-                    yield longer[len(text) :]
-                text = longer
-        whole = decode(template, ids)
-        if whole.startswith(text) and whole != text:
-            yield whole[len(text) :]
+            if piece := text.feed(ids[-1]):
+                yield piece
+        if rest := text.finish():
+            yield rest
 
     def _decode(self, sample: Sample, item: PlannedMedia) -> Tensor:
         for ref, tensor in self._decoded:

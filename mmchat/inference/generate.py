@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,15 +17,29 @@ from mmchat.data.pack import collate
 from mmchat.models.head import logits_of
 from mmchat.models.mmchat import MMChat
 
+# Logits divided by less would no longer be numbers, and the likeliest token has all of the mass anyway.
+_LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen. temperature 0 takes the likeliest; otherwise the smallest set of mass top_p is sampled."""
+    """How tokens are chosen. temperature 0 takes the likeliest; otherwise the smallest set of mass top_p is sampled.
+
+    Raises ValueError for a number that cannot be used.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: found {self.max_new_tokens}; wanted 1 or more")
+        if not 0 <= self.temperature < math.inf:  # also of nan, this is false
+            raise ValueError(f"temperature: found {self.temperature}; wanted 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p: found {self.top_p}; wanted more than 0 and at most 1")
 
 
 class TokenStream:
@@ -60,7 +75,7 @@ class TokenStream:
         presence = batch.presence[:, -1:]
         for _ in range(self.decoding.max_new_tokens):
             hidden = model.hidden(batch, self.cache, mask, tokens)
-            chosen = self._choose(logits_of(model.llm, hidden[:, -1]), generator)
+            chosen = choose(logits_of(model.llm, hidden[:, -1]), self.decoding, generator)
             chosen = torch.where(is_done, self.end_ids[-1], chosen)
             said = torch.cat([said, chosen[:, None]], dim=1)
             yield chosen
@@ -82,15 +97,16 @@ class TokenStream:
             )
             tokens = tokens if model.late is not None else {}
 
-    def _choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """logits [rows, vocabulary] -> token ids [rows]"""
-        if self.decoding.temperature == 0:
-            return logits.argmax(-1)
-        chances = (logits / self.decoding.temperature).softmax(-1).cpu()
-        ordered, ids = chances.sort(descending=True)
-        ordered[ordered.cumsum(-1) - ordered >= self.decoding.top_p] = 0  # the likeliest always stays
-        picked = torch.multinomial(ordered, 1, generator=generator)
-        return ids.gather(-1, picked)[:, 0].to(logits.device)
+
+def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator) -> Tensor:
+    """logits [rows, vocabulary] -> token ids [rows]"""
+    if decoding.temperature < _LEAST_TEMPERATURE:
+        return logits.argmax(-1)
+    chances = (logits / decoding.temperature).softmax(-1).cpu()
+    ordered, ids = chances.sort(descending=True)
+    ordered[ordered.cumsum(-1) - ordered >= decoding.top_p] = 0  # the likeliest always stays
+    picked = torch.multinomial(ordered, 1, generator=generator)
+    return ids.gather(-1, picked)[:, 0].to(logits.device)
 
 
 def pad_left(samples: Sequence[Sample], media: Sequence[Sequence[Tensor]]) -> tuple[Batch, Tensor]:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import mmchat
-from mmchat.checkpoint import Checkpoint, CheckpointError, checkpoints_in, load_weights, open_checkpoint
+from mmchat.checkpoint import Checkpoint, CheckpointError, find, load_weights, open_checkpoint
 from mmchat.config import RunConfig, parse_config, read_values
 from mmchat.data.build import build_template
 from mmchat.data.chat_template import ChatTemplate
@@ -56,7 +56,7 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
     else:
         checkpoint = open_checkpoint(find(path))
         values, name = yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml")
-    config = with_base_models(parse_config(values, name))
+    config = with_base_models(parse_config(values, name), checkpoint.folder if checkpoint is not None else None)
     model = config.model.build(getattr(torch, dtype), config.seed)
     if checkpoint is not None:
         is_full = config.model.fusion.kind == "full"
@@ -73,11 +73,13 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
     return Loaded(model, build_template(config), config, device, checkpoint)
 
 
-def with_base_models(config: RunConfig) -> RunConfig:
+def with_base_models(config: RunConfig, checkpoint: Path | None = None) -> RunConfig:
     """The configuration with its base models where they lie, so that a checkpoint loads from any working directory.
 
-    A relative folder that is not below the working directory is looked for in the repository.
+    A relative path is looked for in the checkpoint's own folder, below the working directory, and in the repository.
 
+    Args:
+        checkpoint: its folder; a path that leads out of it is not looked for there.
     Raises:
         ValueError: one that data_prep/base_models.py makes is in neither.
     """
@@ -85,9 +87,13 @@ def with_base_models(config: RunConfig) -> RunConfig:
     missing = []
     for part in [values["llm"], *(entry["encoder"] for entry in values["modalities"].values() if entry)]:
         folder = part.get("pretrained")
-        if not isinstance(folder, str) or Path(folder).exists():
+        if not isinstance(folder, str):
             continue
-        if (REPOSITORY / folder).exists():
+        if checkpoint is not None and lies_inside(checkpoint, folder):
+            part["pretrained"] = str((checkpoint / folder).absolute())
+        elif Path(folder).exists():
+            continue
+        elif (REPOSITORY / folder).exists():
             part["pretrained"] = str(REPOSITORY / folder)
         elif Path(folder).parent == MADE_IN and Path(folder).name in MADE:
             missing.append(MADE[Path(folder).name])
@@ -99,19 +105,7 @@ def with_base_models(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": ModelConfig.model_validate(values)})
 
 
-def find(path: Path) -> Path:
-    """A checkpoint folder itself, the newest one of a stage's folder, or that of a run's last stage."""
-    if path in checkpoints_in(path.parent):
-        return path
-    if (path / "manifest.json").is_file():
-        return path
-    found = checkpoints_in(path) or [c for stage in path.glob("*/") for c in checkpoints_in(stage)]
-    if not found:
-        raise CheckpointError(
-            f"{path} holds no checkpoint. Wanted a folder with manifest.json, a stage's or run's folder under "
-            "checkpoints/, or a configuration file (.yaml) for the untrained model"
-        )
-    if checkpoints_in(path):
-        return found[-1]
-    stages = [stage["name"] for stage in yaml.safe_load((found[0] / "config.yaml").read_text())["stages"]]
-    return max(found, key=lambda folder: (stages.index(folder.parent.name), folder.name))
+def lies_inside(checkpoint: Path, path: str) -> bool:
+    """Whether a base model's path is that of a folder or file within the checkpoint's own folder."""
+    is_below = not Path(path).is_absolute() and ".." not in Path(path).parts
+    return is_below and (checkpoint / path).exists()

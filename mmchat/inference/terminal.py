@@ -6,32 +6,19 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmchat.conversation import Conversation, MediaRef, Modality
+from mmchat.conversation import Conversation, MediaRef
 from mmchat.errors import SampleError
 from mmchat.inference.chat import ChatSession, read_question
 from mmchat.inference.draw import draw_answer
+from mmchat.inference.media_input import planned, read_media
 from mmchat.inference.seen import Seen, described
-from mmchat.modalities.image import size_of
 
 DRAWN = (".png", ".jpg", ".jpeg", ".webp")
 HELP = """Type a question. /image F, /audio F, /video F adds a file to it; <box:x1,y1,x2,y2> or <point:x,y> in it is a \
 place in pixels; /draw F draws the last answer; /new starts over; /quit ends."""
-
-
-def read_media(modality: Modality, path: str) -> MediaRef:
-    """One file of the user's. Raises ValueError where it cannot be read, or is meant as a picture and is none."""
-    try:
-        data = Path(path).read_bytes()
-        if modality == "image":
-            size_of(data)
-    except OSError as error:
-        raise ValueError(f"{modality} {path}: cannot be read ({error.strerror})") from error
-    except SampleError as error:
-        raise ValueError(f"{modality} {path}: {error}") from error
-    return MediaRef(modality, data)
 
 
 def check_drawing(path: str | Path, sources: Sequence[str], numbers: Iterable[int] = ()) -> Path:
@@ -116,14 +103,10 @@ class Terminal:
 
     def _planned(self, item: MediaRef, number: int) -> MediaRef:
         """The item with its header, read once. Says what of a clip or sound the model gets. Raises SampleError."""
-        preprocess = self.session.loaded.template.preprocesses.get(item.modality)
-        if preprocess is None:
-            return item  # the template refuses it, and says what there is
-        header = preprocess.header(item.read())
-        plan = preprocess.plan(header)
-        if item.modality != "image":
+        item, plan = planned(item, self.session.loaded.template)
+        if plan is not None and item.modality != "image":
             print(f"{item.modality}-{number}: {described(item, plan)}", file=sys.stderr)
-        return replace(item, header=header)
+        return item
 
     def draw(self, out: str | Path) -> None:
         """Draws what the last question and answer name, each picture to its own file. Raises as `check_drawing`."""

@@ -1,0 +1,209 @@
+"""One key-value cache for conversations that come and go: a slot each, and all of them end at the same column.
+
+            start                end
+    slot 0    |  . . a a a a a a a|          a decode step writes one column and reads a view, so that nothing is
+    slot 1    |  b b b b b b b b b|          copied; the same mask as for a padded batch hides what is left of a row
+    slot 2    |  . . . . . c c c c|          (sliding windows included)
+
+Where the columns are used up, the window moves to the front of fresh ones, once in HEADROOM steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+# Columns beyond the longest row that are allocated at a time, in tokens.
+HEADROOM = 256
+
+# Keys and values of every layer, [heads, length, dim] each.
+LayerStates = tuple[tuple[Tensor, Tensor], ...]
+# A cache for one conversation, which grows as it is read.
+RowCache = DynamicCache
+
+
+def check_cacheable(config: PreTrainedConfig) -> None:
+    """Raises ValueError for an LLM whose state is more than keys and values of its tokens."""
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers} - {DynamicLayer, DynamicSlidingWindowLayer}
+    if kinds:
+        raise ValueError(
+            f"this LLM ({config.model_type}) keeps {', '.join(sorted(kind.__name__ for kind in kinds))}; serving needs "
+            "one whose layers keep keys and values of every token. Use a Llama, Qwen, SmolLM, Gemma, Mistral or GPT-2 "
+            "type of model, or `infer.py chat`"
+        )
+
+
+def row_cache(states: LayerStates | None, length: int) -> RowCache:
+    """A cache for one row that begins with the first `length` tokens of `states`, which are read and not written to.
+
+    It keeps every token, also where a layer looks at the last ones only: a later prompt may share any beginning.
+    """
+    cache = RowCache()
+    for keys, values in states or ():
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys[None, :, :length], values[None, :, :length]  # grows by making new ones
+        cache.layers.append(layer)
+    return cache
+
+
+def states_of(cache: RowCache) -> LayerStates:
+    """Keys and values of a cache with one row."""
+    states = []
+    for layer in cache.layers:
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        states.append((layer.keys[0], layer.values[0]))
+    return tuple(states)
+
+
+@dataclass
+class _Window:
+    """The slots that are used, and the columns in which they lie."""
+
+    rows: int = 0
+    start: int = 0
+    end: int = 0
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values [slots, heads, columns, dim]; zero wherever no token of a row lies, never something undefined."""
+
+    is_sliding = False
+
+    def __init__(self, window: _Window, keys: Tensor, values: Tensor) -> None:
+        super().__init__()
+        self.window = window
+        self.keys: Tensor = keys
+        self.values: Tensor = values
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        raise NotImplementedError("a slot is filled by SlotCache.join")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """One new token of every row, [rows, heads, 1, dim]; returns views with it, [rows, heads, width + 1, dim]."""
+        window = self.window
+        found = []
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            kept[: window.rows, :, window.end] = new[:, :, 0]
+            found.append(kept[: window.rows, :, window.start : window.end + 1])
+        return found[0], found[1]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.window.end - self.window.start
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class SlotCache(Cache):
+    """Rows 0 to `rows` - 1 are used. A row that leaves gives its slot to the last one, so that there are no gaps.
+
+    Attributes:
+        lengths: tokens of every row.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.lengths: list[int] = []
+        self._window = _Window()
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """Columns that a step reads: those of the longest row."""
+        return max(self.lengths, default=0)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.nbytes for layer in self._slot_layers() for tensor in (layer.keys, layer.values))
+
+    def join(self, states: LayerStates) -> None:
+        """Takes a row in, as the last one."""
+        length, row = states[0][0].shape[1], self.rows
+        self._make_room(states, length)
+        end = self._window.end
+        for layer, pair in zip(self._slot_layers(), states, strict=True):
+            for kept, new in zip((layer.keys, layer.values), pair, strict=True):
+                kept[row].zero_()
+                kept[row, :, end - length : end] = new
+        self.lengths.append(length)
+        self._settle()
+
+    def leave(self, row: int) -> None:
+        """Frees a slot; the last row takes it. Without rows, no memory is held."""
+        last = self.rows - 1
+        if row != last:
+            for layer in self._slot_layers():
+                layer.keys[row], layer.values[row] = layer.keys[last], layer.values[last]
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
+        if not self.lengths:
+            self.layers = []
+        self._settle()
+
+    def copy_of(self, row: int) -> LayerStates:
+        """Keys and values of a row."""
+        columns = slice(self._window.end - self.lengths[row], self._window.end)
+        return tuple((x.keys[row, :, columns].clone(), x.values[row, :, columns].clone()) for x in self._slot_layers())
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Mask [rows, width + 1] of the next step, 0 left of where a row begins."""
+        width = self.width
+        begins = torch.tensor([width - length for length in self.lengths], device=device)
+        return (torch.arange(width + 1, device=device) >= begins[:, None]).long()
+
+    def begin_step(self) -> None:
+        """To be called before the model runs: there must be a column to write to."""
+        layers = self._slot_layers()
+        if self._window.end == layers[0].keys.shape[2]:
+            self._move([(layer.keys[0], layer.values[0]) for layer in layers], self.rows, self.width)
+
+    def end_step(self) -> None:
+        """To be called after the model has run, which has written one token of every row."""
+        self._window.end += 1
+        self.lengths = [length + 1 for length in self.lengths]
+        self._settle()
+
+    def _make_room(self, states: LayerStates, length: int) -> None:
+        layers = self._slot_layers()
+        if not layers or self.rows == len(layers[0].keys) or length > self._window.end:
+            self._move(states, self.rows + 1, max(self.width, length))
+
+    def _move(self, like: Sequence[tuple[Tensor, Tensor]], rows: int, end: int) -> None:
+        """Fresh tensors with slots for `rows` and columns after `end`, at which the rows of now end.
+
+        like: of every layer, keys and values [heads, any, dim].
+        """
+        slots = 1 << (rows - 1).bit_length()
+        old, window, width = self._slot_layers(), self._window, self.width
+        layers: list[Any] = []
+        for number, pair in enumerate(like):
+            fresh = [x.new_zeros(slots, x.shape[0], end + HEADROOM, x.shape[2]) for x in pair]
+            if old:
+                for new, kept in zip(fresh, (old[number].keys, old[number].values), strict=True):
+                    columns = slice(window.end - width, window.end)
+                    new[: self.rows, :, end - width : end] = kept[: self.rows, :, columns]
+            layers.append(_SlotLayer(window, *fresh))
+        self.layers = layers
+        window.end = end
+        self._settle()
+
+    def _settle(self) -> None:
+        self._window.rows = self.rows
+        self._window.start = self._window.end - self.width
+
+    def _slot_layers(self) -> list[_SlotLayer]:
+        return self.layers  # type: ignore[return-value]
