@@ -3,7 +3,10 @@
     python infer.py chat CHECKPOINT [--image F] [--audio F] [--video F] [--ask TEXT] [--draw F] [--save-seen DIR]
     python infer.py evaluate CHECKPOINT --shards S --task T --out FOLDER
     python infer.py judge FOLDER --endpoint URL --model NAME --protocol F
+    python infer.py serve CHECKPOINT [--host H] [--port P] [--api-key-file F]
     python infer.py release CHECKPOINT OUT [--dtype float16]
+    python infer.py export CHECKPOINT OUT --format hf-llava | merged | hub
+    python infer.py import LLAVA OUT
 
 CHECKPOINT is a checkpoint's folder, a run's or stage's folder (its newest is taken), or a configuration file for the
 untrained model.
@@ -57,20 +60,24 @@ def main() -> int:
 
     _add_evaluate(commands)
     _add_judge(commands)
+    _add_serve(commands)
 
     release = commands.add_parser("release", help="make a checkpoint small: trained weights alone, in half precision")
     release.add_argument("checkpoint")
     release.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     release.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
     release.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _add_export(commands)
     arguments = parser.parse_args()
 
     from mmchat.errors import SampleError
     from mmchat.models.llm import hide_progress_bars
 
-    hide_progress_bars()
+    if arguments.command not in ("export", "import"):  # of a large model, these take minutes
+        hide_progress_bars()
     try:
-        commands_by_name = {"chat": _chat, "evaluate": _evaluate, "judge": _judge, "release": _release}
+        commands_by_name = {"chat": _chat, "evaluate": _evaluate, "judge": _judge, "serve": _serve, "release": _release}
+        commands_by_name |= {"export": _export, "import": _import}
         return commands_by_name[arguments.command](arguments)
     except (ValueError, RuntimeError, OSError, SampleError) as error:
         if arguments.debug:
@@ -109,9 +116,10 @@ def _decoding(arguments: argparse.Namespace) -> Any:
 def _chat(arguments: argparse.Namespace) -> int:
     from mmchat.inference.chat import ChatSession, read_question
     from mmchat.inference.load import load
+    from mmchat.inference.media_input import read_media
     from mmchat.inference.safety import build_safety
     from mmchat.inference.seen import Seen, check_folder
-    from mmchat.inference.terminal import Terminal, check_drawing, read_media
+    from mmchat.inference.terminal import Terminal, check_drawing
 
     # What can be refused is refused before the model is loaded, which takes a while.
     media = [read_media(m, path) for m in ("image", "audio", "video") for path in getattr(arguments, m)]
@@ -177,6 +185,9 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--blank", action="append", default=[], choices=modalities, help="control: grey pictures, silent sounds"
     )
+    evaluate.add_argument(
+        "--shuffle", action="append", default=[], choices=["video"], help="control: frames in any order"
+    )
     evaluate.add_argument("--safety", metavar="NAME", help="score also what a safety stage lets through")
     evaluate.add_argument("--batch-size", type=_positive, default=16, metavar="N")
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N records only")
@@ -196,6 +207,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "swap": arguments.swap,
         "blank": arguments.blank,
         "missing": parse_missing(arguments.missing),
+        "shuffle": arguments.shuffle,
         "seed": protocol.seed,
     }
     metrics = evaluate(
@@ -255,6 +267,139 @@ def _judge(arguments: argparse.Namespace) -> int:
     if not metrics["num_judged"]:
         raise ValueError("there is not one verdict, so the scores say nothing; the reasons stand above")
     return 0
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="answer over HTTP, as OpenAI's API and on a chat page",
+        description="One process. docs/serving.md has the routes, the limits and what clients may send.",
+    )
+    serve.add_argument("checkpoint")
+    serve.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    serve.add_argument("--api-key-file", type=Path, metavar="F", help="a file with the key and nothing else")
+    serve.add_argument("--no-key-needed", action="store_true", help="serve other machines without a key")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name it is reached by")
+    serve.add_argument(
+        "--allow-media-domains", metavar="A,B", help="fetch pictures and clips from these hosts (default: from none)"
+    )
+    serve.add_argument("--model-name", metavar="NAME", help="what clients call the model (default: its run)")
+    serve.add_argument(
+        "--temperature", type=_not_negative, default=0.0, help="where a request names none (default: 0, the likeliest)"
+    )
+    serve.add_argument("--max-running", type=_positive, default=16, metavar="N", help="answers at a time (default: 16)")
+    serve.add_argument("--max-waiting", type=_positive, default=64, metavar="N", help="beyond these (default: 64)")
+    serve.add_argument("--limits", nargs="+", default=[], metavar="NAME=VALUE", help="such as images=4 new_tokens=512")
+    serve.add_argument("--drain", type=_not_negative, default=30.0, metavar="S", help="for answers that run at the end")
+    serve.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        from mmchat.serving.server import Settings, serve
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; wanted: pip install -e '.[serve]'") from error
+    from mmchat.config import override, parse
+    from mmchat.serving.fetch import read_domains
+    from mmchat.serving.limits import Limits
+
+    settings = Settings(
+        host=arguments.host,
+        port=arguments.port,
+        key_file=arguments.api_key_file,
+        is_open=arguments.no_key_needed,
+        domains=read_domains(arguments.allow_media_domains) if arguments.allow_media_domains is not None else (),
+        hosts=arguments.allow_host,
+        name=arguments.model_name,
+        temperature=arguments.temperature,
+        max_running=arguments.max_running,
+        max_waiting=arguments.max_waiting,
+        drain_s=arguments.drain,
+        limits=parse(Limits, override({}, arguments.limits), "--limits"),
+    )
+    serve(arguments.checkpoint, arguments.dtype, settings)
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write the model for other programs, after comparing what it answers",
+        description="hf-llava: a LLaVA that transformers and vLLM load. merged: a checkpoint whose LLM holds what was "
+        "learned in plain weights. hub: the whole model as a folder for mmchat.load. docs/export.md says what fits.",
+    )
+    export.add_argument("checkpoint")
+    export.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    export.add_argument("--format", required=True, choices=["hf-llava", "merged", "hub"])
+    export.add_argument("--with-base", action="store_true", help="hub: with the base models inside")
+    export.add_argument("--licence", metavar="NAME", help="of the trained weights, such as apache-2.0")
+    export.add_argument(
+        "--assume-present",
+        choices=["image", "video", "audio"],
+        help="merge this modality's FLoRA pairs: every prompt will have it",
+    )
+    export.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="of the weights (default: that of the LLM's folder)"
+    )
+    export.add_argument(
+        "--evaluation", action="append", default=[], type=Path, metavar="F", help="a metrics.json, for the model card"
+    )
+    export.add_argument("--image", metavar="F", help="hf-llava: what is compared with (default: a drawn picture)")
+    export.add_argument("--ask", metavar="TEXT", help="hf-llava: what is asked when comparing")
+    export.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    taken = commands.add_parser(
+        "import",
+        help="make a checkpoint of a LLaVA, to ask and to fine-tune",
+        description="Takes a LlavaForConditionalGeneration with CLIP or SigLIP, compares the answers, and writes a "
+        "checkpoint with its base models inside. docs/export.md says how training goes on from it.",
+    )
+    taken.add_argument("llava", metavar="LLAVA", help="a folder, or a name on the hub: llava-hf/llava-1.5-7b-hf")
+    taken.add_argument("out", type=Path, metavar="OUT", help="a new folder")
+    taken.add_argument(
+        "--chat-format",
+        choices=["llava", "auto", "chatml", "vicuna", "plain"],
+        help="how prompts are written (default: the one that makes the ids of its own template)",
+    )
+    taken.add_argument("--image", metavar="F", help="what is compared with (default: a drawn picture)")
+    taken.add_argument("--ask", metavar="TEXT", help="what is asked when comparing")
+    taken.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from mmchat.inference.export import QUESTION, export_hub, export_llava, export_merged
+
+    path, out, assumed = arguments.checkpoint, arguments.out, arguments.assume_present
+    if arguments.format == "hub":
+        if assumed or arguments.dtype:
+            raise ValueError("--format hub keeps the model as it is; leave --assume-present and --dtype out")
+        export_hub(path, out, arguments.with_base, arguments.licence, arguments.evaluation, _say)
+    elif arguments.with_base:
+        raise ValueError("--with-base is of --format hub; leave it out")
+    elif arguments.format == "merged":
+        export_merged(path, out, assumed, arguments.dtype, _say)
+    else:
+        picture = Path(arguments.image).read_bytes() if arguments.image else None
+        question = arguments.ask or QUESTION
+        export_llava(
+            path, out, assumed, arguments.dtype, picture, question, arguments.evaluation, arguments.licence, _say
+        )
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from mmchat.inference.export import QUESTION
+    from mmchat.inference.import_llava import import_llava
+
+    picture = Path(arguments.image).read_bytes() if arguments.image else None
+    import_llava(arguments.llava, arguments.out, arguments.chat_format, picture, arguments.ask or QUESTION, _say)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ class Watched:
 
 
 @contextmanager
-def launch() -> Iterator[Browser]:
-    """A headless browser. Raises PackageError where none can be had."""
+def launch(*switches: str) -> Iterator[Browser]:
+    """A headless browser, with further switches of Chromium's. Raises PackageError where none can be had."""
     executable, environment = chromium()
     # Tests run as root in containers, where Chromium's own sandbox cannot; they open pages of this project only.
-    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--font-render-hinting=none"]
+    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--font-render-hinting=none", *switches]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable, args=options, env={**os.environ, **environment}, timeout=60_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from mmchat.training.resume import bases
 from tests import models
 
 DRUM = (16.0, 8.0, 48.0, 24.0)  # in PICTURE, in pixels
-PARTS = ["connectors.audio", "connectors.image", "connectors.video", "fusion"]
+PARTS = [f"{kind}.{modality}" for kind in ("connectors", "fusion") for modality in ("audio", "image", "video")]
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (64, 32), colour: str = "red", turned: bool = False) -> bytes:
@@ -50,13 +51,16 @@ def conversations() -> list[Conversation]:
     ]
 
 
-def checkpoint(folder: Path) -> Path:
-    """The checkpoint's folder below `folder`, laid out and written as a run does it. Takes some seconds."""
+def checkpoint(folder: Path, learned_by_heart: Sequence[Conversation] = ()) -> Path:
+    """The checkpoint's folder below `folder`, laid out and written as a run does it. Takes some seconds.
+
+    learned_by_heart: instead of `conversations()`.
+    """
     config = models.config(fusion={"kind": "flora", "rank": 32, "alpha": 64})
     model, template = models.build(config)
     names = names_in(model, set(PARTS), is_full=False)
     learned = [parameter.requires_grad_() for name, parameter in model.named_parameters() if name in names]
-    batch = models.pack(template, conversations())
+    batch = models.pack(template, list(learned_by_heart) or conversations())
     wanted = batch.labels != IGNORE
     optimizer = torch.optim.Adam(learned, lr=5e-3)
     for step in range(1, 401):
