@@ -81,7 +81,7 @@ def test_cluster_stages_train_what_the_model_has(path):
     config = load_config(path)
     parts = {"llm", "fusion"}
     for modality in config.model.modalities.entries():
-        parts |= {f"connectors.{modality}", f"encoders.{modality}"}
+        parts |= {f"connectors.{modality}", f"encoders.{modality}", f"fusion.{modality}"}
     for stage in config.stages:
         for entry in stage.train:
             assert any(part == entry or part.startswith(f"{entry}.") for part in parts), (stage.name, entry)
@@ -146,7 +146,7 @@ def train_options() -> set[str]:
 def asking_options() -> dict[str, set[str]]:
     """Options of each command of infer.py."""
     found = {}
-    for command in ("chat", "evaluate", "judge", "release"):
+    for command in ("chat", "evaluate", "judge", "serve", "release", "export", "import"):
         words = [sys.executable, "infer.py", command, "--help"]
         shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
         found[command] = set(re.findall(r"--[a-z-]+", shown.stdout))
