@@ -257,9 +257,13 @@ _NO_NAMES = ("it", "they", "them", "he", "him", "she", "her", "this", "that", "t
 _SCENE = re.compile(r"\s+(?:in|on|of|from) (?:the|this|that) (?:picture|image|photo|photograph|scene)$", re.I)
 
 
+# Words that name something stand in so many characters before it. The patterns take long where many blanks follow.
+_NAMED_WITHIN = 300
+
+
 def phrase(before: str) -> str:
     """The words that name what comes next: 'It holds a red ball' gives 'a red ball', 'The drum is at' 'The drum'."""
-    clause = re.split(r"[.!?;:\n]\s|[\])>]", before.strip(" ,.;:!?(["))[-1].strip(" ,")
+    clause = re.split(r"[.!?;:\n]\s|[\])>]", before.strip(" ,.;:!?([")[-_NAMED_WITHIN:])[-1].strip(" ,")
     clause = re.sub(rf"^(?:{_LINK}\s+)+|(?:(?:^|\s+){_LINK})+$", "", clause, flags=re.I)
     found = _DETERMINER.search(clause)
     words = found[0] if found else clause

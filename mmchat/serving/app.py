@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmchat.serving.access import LOGIN_PAGE
@@ -36,6 +37,7 @@ _CHAT = "/v1/chat/completions"
 _ROUTES = ("/", "/health", "/ready", "/metrics", "/login", "/openapi.json", "/v1/models", _CHAT)
 _QUIET = ("/health", "/ready", "/metrics")
 _LOGIN_BYTES = 4096
+_CLIENT_GONE = 499  # nginx's number; nobody is there to read it
 # The page loads its own files alone; pictures, sounds and clips that the user chose are blobs or data of the page.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -61,6 +63,7 @@ def build_app(service: Service) -> ASGIApp:
     _add_page(app, service)
     app.add_exception_handler(ApiError, _told)
     app.add_exception_handler(StarletteHTTPException, _told)
+    app.add_exception_handler(ClientDisconnect, _unheard)
     app.add_exception_handler(Exception, _told)
     describe(app, service.access.key is not None)
     return _Gate(app, service)
@@ -120,7 +123,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
             body += chunk
             if len(body) > _LOGIN_BYTES:
                 raise ApiError(413, f"the form is too large; wanted up to {_LOGIN_BYTES} bytes")
-        offered = parse_qs(body.decode(errors="replace"), max_num_fields=8).get("key", [""])[0]
+        offered = parse_qs(body.decode(errors="replace")).get("key", [""])[0]
         if not service.access.is_key(offered.strip()):
             return _login_page("This is not the key.")
         cookie = service.access.cookie(is_secure=request.url.scheme == "https")
@@ -154,6 +157,10 @@ async def _told(request: Request, error: Exception) -> Response:
         error = internal(request.state.call.id)
     request.state.call.problem = error.code or ""
     return JSONResponse(error.body(), error.status, headers={**headers, **error.headers()})
+
+
+async def _unheard(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
 
 
 class _Gate:

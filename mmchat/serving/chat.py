@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -28,35 +29,30 @@ _LOG = logging.getLogger("mmchat.serving")
 _LEAST_TEMPERATURE = 1e-3
 # So many times the body that may be.
 _THROWN_AWAY = 4
-_CLIENT_GONE = 499  # nginx's number; nobody is there to read it
 
 T = TypeVar("T")
 
 
-class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
-
-
 async def complete(service: Service, request: Request) -> Response:
-    """POST /v1/chat/completions. Raises ApiError."""
+    """POST /v1/chat/completions. Raises ApiError, and ClientDisconnect where nobody waits for the answer any more."""
     call: Call = request.state.call
     model = service.model
     _check_types(request)
-    try:
-        body = await _read_body(service, request, call)
-    except ClientDisconnect:
-        return Response(status_code=_CLIENT_GONE)
+    body = await _read_body(service, request, call)
     asked: ChatRequest = await model.reader.in_thread(parse_request, body, service.limits)
     del body
     if asked.model is not None and asked.model != model.name:
         raise ApiError(
             404, f"there is no model {asked.model[:100]!r} here, only {model.name!r}", "model_not_found", "model"
         )
-    conversation = await model.reader.conversation(asked, service.holdings, call.hold)
-    running = Running(
-        _submit(service.model, asks_of(asked, conversation, model, service.limits.default_new_tokens)), call
-    )
     gone = asyncio.create_task(_until_gone(request.receive))
+    try:
+        conversation = await _unless(gone, model.reader.conversation(asked, partial(service.hold, call)))
+        answers = _submit(service.model, asks_of(asked, conversation, model, service.limits.default_new_tokens))
+    except BaseException:
+        gone.cancel()
+        raise
+    running = Running(answers, call)
     reply = Reply(f"chatcmpl-{call.id.removeprefix('req_')}", int(time.time()), model.name, bool(asked.logprobs))
     try:
         if asked.stream:
@@ -69,11 +65,9 @@ async def complete(service: Service, request: Request) -> Response:
             await model.reader.in_thread(regions_of, one.text, conversation, model.loaded.template) for one in said
         ]
         return JSONResponse(reply.whole(said, regions, usage_of(running.answers)))
-    except BaseException as error:
+    except BaseException:
         running.close()
         gone.cancel()
-        if isinstance(error, ClientGone):
-            return Response(status_code=_CLIENT_GONE)
         raise
     finally:
         if not asked.stream:
@@ -138,9 +132,7 @@ async def _read_body(service: Service, request: Request, call: Call) -> bytes:
                     if num_sent > _THROWN_AWAY * limits.body_bytes:
                         raise too_large
                     continue
-                if not service.holdings.take(len(chunk)):
-                    raise ApiError(503, "the server holds too many bodies; try again", "server_full", retry_after_s=5)
-                call.hold(len(chunk))
+                service.hold(call, len(chunk))
                 body += chunk
     except TimeoutError:
         raise ApiError(408, f"the body took over {limits.body_timeout_s:g} s", "body_timeout") from None
@@ -155,13 +147,13 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _unless(gone: asyncio.Task[None], work: Awaitable[T]) -> T:
-    """The result of `work`. Raises ClientGone as soon as the client is."""
+    """The result of `work`. Raises ClientDisconnect as soon as the client is gone."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        raise ClientGone
+        raise ClientDisconnect
     finally:
         task.cancel()
 
@@ -267,7 +259,7 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with suppress(ClientGone):
+            with suppress(ClientDisconnect):
                 await _unless(self.gone, self._send_all(send))
         finally:
             self.running.close()

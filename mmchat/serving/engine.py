@@ -210,9 +210,10 @@ class Engine:
                     return
             try:
                 self._turn()
-            except Exception:
+            except Exception as error:
                 _LOG.exception("a step failed, and the %d running answers with it", len(self._rows))
                 self._fail_running()
+                self._count_failure(error)
 
     def _any_cancelled(self) -> bool:
         return any(request.answer.is_cancelled for request in self._alive)
@@ -251,11 +252,11 @@ class Engine:
             num_read += end - request.num_read
             try:
                 self._read(request, end)
-            except Exception:
+            except Exception as error:
                 _LOG.exception("a prompt could not be read")
                 self._reading = None
                 self._prefixes.clear()
-                self._failures += 1
+                self._count_failure(error)
                 self._end(request, EngineError("the model failed on this request"))
         if was_running and num_read >= self._chunk:
             taken_s = time.perf_counter() - begun_s
@@ -390,7 +391,10 @@ class Engine:
             self._end(request, EngineError("the model failed while it answered"))
         self._rows, self._slots, self._late, self._reading = [], SlotCache(), None, None
         self._prefixes.clear()
-        self._failures += 1
+
+    def _count_failure(self, error: Exception) -> None:
+        # Where memory ran out the device is well: a few prompts that are too long must not end the service.
+        self._failures += not isinstance(error, torch.OutOfMemoryError)
 
     def _end(self, request: Request, error: Exception | None = None, last: Piece | None = None) -> None:
         """Takes a request off the books, once, before its reader hears of the end."""

@@ -38,6 +38,7 @@ _TOLD_AS = {
     "decoder crashed": "found a file that the decoder cannot work on; encode it anew",
     "out of memory": "found a file that takes too much memory to decode; wanted a smaller one",
     "file too large": "found more bytes than may be decoded; wanted a smaller file",
+    "too many scans": "found a picture that takes too long to decode; save it anew as a baseline JPEG",
     "picture too large": "found more pixels than may be decoded; wanted a smaller picture",
 }
 

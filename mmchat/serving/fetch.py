@@ -34,6 +34,8 @@ def is_public(address: Address) -> bool:
         # Tunnels and translators end at an IPv4 address that this machine cannot see through.
         if address.sixtofour is not None or address.teredo is not None or any(address in net for net in _NAT64):
             return False
+        if address.is_site_local:
+            return False
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 
@@ -64,15 +66,18 @@ class Fetcher:
         self.is_allowed = is_allowed
         self._tls = ssl.create_default_context() if domains else None
 
-    async def get(self, url: str, param: str) -> bytes:
-        """The file at an address. Raises ApiError; `param` says which field of the request named it."""
+    async def get(self, url: str, param: str, hold: Callable[[int], None]) -> bytes:
+        """The file at an address. Raises ApiError; `param` says which field of the request named it.
+
+        hold: is told of the bytes as they come, and may refuse them by an ApiError.
+        """
         secure, host, port, target, authority = self._split(url, param)
         try:
             async with asyncio.timeout(self.limits.fetch_timeout_s):
                 addresses = await self._resolve(host, port, param)
                 reader, writer = await self._connect(addresses, port, host if secure else None)
                 try:
-                    return await self._exchange(reader, writer, authority, target, param)
+                    return await self._exchange(reader, writer, authority, target, param, hold)
                 finally:
                     writer.transport.abort()
         except TimeoutError:
@@ -130,7 +135,13 @@ class Fetcher:
         raise OSError("the name has no address")
 
     async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str, target: str, param: str
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        authority: str,
+        target: str,
+        param: str,
+        hold: Callable[[int], None],
     ) -> bytes:
         connection = h11.Connection(h11.CLIENT)
         headers = [("Host", authority), ("User-Agent", "mmchat"), ("Accept-Encoding", "identity")]
@@ -149,9 +160,10 @@ class Fetcher:
                     if dict(answered).get(b"content-encoding", b"identity") != b"identity":
                         raise _refused(param, "its server compresses it; wanted it as it is", "media_unreachable")
                 case h11.Data(data=data):
-                    body += data
-                    if len(body) > self.limits.fetch_bytes:
+                    if len(body) + len(data) > self.limits.fetch_bytes:
                         raise _refused(param, f"it has over {self.limits.fetch_bytes} bytes", "media_too_large")
+                    hold(len(data))
+                    body += data
                 case h11.EndOfMessage():
                     return bytes(body)
                 case h11.ConnectionClosed():

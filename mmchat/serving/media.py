@@ -25,7 +25,7 @@ from mmchat.modalities.image import ImageLimits
 from mmchat.regions import check_region
 from mmchat.serving.errors import ApiError, of_sample
 from mmchat.serving.fetch import Fetcher
-from mmchat.serving.limits import Holdings, Limits
+from mmchat.serving.limits import Limits
 from mmchat.serving.requests import (
     AudioPart,
     ChatRequest,
@@ -39,6 +39,10 @@ from mmchat.serving.requests import (
 _DATA = re.compile(r"data:[\w.+-]+/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.I | re.A)
 _MAX_PREFIX = 256
 _HEADERS_KEPT = 512
+# Each scan of a progressive JPEG is a pass over all of its pixels, for perhaps a hundred bytes of the file. Encoders
+# write about ten.
+_SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_MAX_SCANS = 50
 
 
 class MediaReader:
@@ -71,11 +75,11 @@ class MediaReader:
         self._short.shutdown(wait=False, cancel_futures=True)
         self._long.shutdown(wait=False, cancel_futures=True)
 
-    async def conversation(self, request: ChatRequest, holdings: Holdings, held: Callable[[int], None]) -> Conversation:
+    async def conversation(self, request: ChatRequest, hold: Callable[[int], None]) -> Conversation:
         """The request's conversation, each item with its header.
 
         Args:
-            holdings: where room for files of remote addresses is asked for; `held` is told of what was taken.
+            hold: is told of the bytes of remote files as they come; it may refuse them by an ApiError.
         Raises:
             ApiError: roles out of order, media that cannot be used, a region without its picture.
         """
@@ -90,9 +94,9 @@ class MediaReader:
                     case _ if message.role != "user":
                         raise ApiError(400, f"{param}: only a user's message may hold it", "invalid_value", param)
                     case ImagePart():
-                        items[i, j] = await self._item("image", part.image_url.url, param, holdings, held)
+                        items[i, j] = await self._item("image", part.image_url.url, param, hold)
                     case VideoPart():
-                        items[i, j] = await self._item("video", part.video_url.url, param, holdings, held)
+                        items[i, j] = await self._item("video", part.video_url.url, param, hold)
                     case AudioPart():
                         data = await self.in_thread(_base64, part.input_audio.data, 0, param)
                         items[i, j] = await self._with_header("audio", data, param)
@@ -100,18 +104,13 @@ class MediaReader:
         turns = [_turn(i, message, items, pictures) for i, message in enumerate(request.messages)]
         return Conversation(tuple(turns))
 
-    async def _item(
-        self, modality: Modality, url: str, param: str, holdings: Holdings, held: Callable[[int], None]
-    ) -> MediaRef:
+    async def _item(self, modality: Modality, url: str, param: str, hold: Callable[[int], None]) -> MediaRef:
         if found := _DATA.match(url[:_MAX_PREFIX]):
             data = await self.in_thread(_base64, url, found.end(), param)
         elif url[:5].lower() == "data:":
             raise ApiError(400, f"{param}: wanted data:TYPE;base64,...", "invalid_url", param)
         else:
-            data = await self.fetcher.get(url, param)
-            if not holdings.take(len(data)):
-                raise ApiError(503, "the server holds too many large files; try again", "server_full", retry_after_s=5)
-            held(len(data))
+            data = await self.fetcher.get(url, param, hold)
         return await self._with_header(modality, data, param)
 
     async def _with_header(self, modality: Modality, data: bytes, param: str) -> MediaRef:
@@ -144,6 +143,8 @@ class MediaReader:
             self._own.preprocesses = copy.deepcopy(dict(self.preprocesses))  # a thread, a decoding process
         header: MediaHeader = self._own.preprocesses[modality].header(data)
         limits = self.limits
+        if modality == "image" and (scans := sum(1 for _ in _SCAN.finditer(data))) > _MAX_SCANS:
+            raise SampleError("too many scans", f"{scans} scans, wanted up to {_MAX_SCANS}")
         if header.width is not None and header.height is not None:
             self._image_limits.check(header.width, header.height)
         longest_s = limits.audio_duration_s if modality == "audio" else limits.video_duration_s

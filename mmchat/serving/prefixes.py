@@ -45,7 +45,9 @@ class PrefixStore:
         return length, best.states
 
     def put(self, marks: np.ndarray, states: LayerStates) -> None:
-        """Keeps a prefix in place of those that it begins with."""
+        """Keeps a prefix in place of those that it begins with; one that is too long changes nothing."""
+        if len(marks) > self.max_tokens:
+            return
         for prefix in list(self._kept):
             common = _common_length(prefix.marks, marks)
             if common == len(marks):  # a longer one is here already
@@ -53,8 +55,6 @@ class PrefixStore:
                 return
             if common == len(prefix):
                 self._drop(prefix)
-        if len(marks) > self.max_tokens:
-            return
         self._kept[Prefix(marks, states)] = None
         self.num_tokens += len(marks)
         while self.num_tokens > self.max_tokens:

@@ -160,6 +160,9 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 _OF_MESSAGES: Mapping[str, tuple[Any, ...]] = {"audio": (), "tool_calls": ([],), "function_call": ()}
 MAX_STOPS = 4
+# Beyond so many faults they are not told apart: each is an object of its own.
+_MAX_FAULTS = 100
+_MAX_PATH = 200
 
 
 def parse_request(body: bytes, limits: Limits) -> ChatRequest:
@@ -183,6 +186,9 @@ def parse_request(body: bytes, limits: Limits) -> ChatRequest:
 
 def _of_validation(error: ValidationError) -> ApiError:
     """The first fault, without the input."""
+    if error.error_count() > _MAX_FAULTS:
+        found = f"found {error.error_count()} fields that are unknown or of another type"
+        return ApiError(400, f"{found}; wanted an object as OpenAI's chat completions take it", "invalid_value")
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = _path(first["loc"])
     match first["type"]:
@@ -214,7 +220,7 @@ def _path(location: tuple[int | str, ...]) -> str:
             path += f"[{step}]"
         elif not is_case:
             path += f".{step}" if path else step
-    return path
+    return path[:_MAX_PATH]
 
 
 def _check_supported(request: ChatRequest) -> None:

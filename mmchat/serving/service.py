@@ -34,9 +34,6 @@ class Call:
     finish: str = ""
     problem: str = ""  # the code of a refusal
 
-    def hold(self, count: int) -> None:
-        self.held += count
-
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.begun_s
@@ -77,6 +74,12 @@ class Service:
         if self._model is not None:
             self._model.engine.close()
             self._model.reader.close()
+
+    def hold(self, call: Call, count: int) -> None:
+        """Counts bytes that a request holds until it ends. Raises ApiError 503 where all requests hold too many."""
+        if not self.holdings.take(count):
+            raise ApiError(503, "the server holds too many large requests; try again", "server_full", retry_after_s=5)
+        call.held += count
 
     @property
     def is_ready(self) -> bool:

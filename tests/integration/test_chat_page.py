@@ -339,6 +339,33 @@ def test_true_errors_and_nothing_typed_is_lost(browser: Browser, loaded: Loaded,
         assert [fault for fault in watched.faults if not fault.startswith("Failed to load resource")] == []
 
 
+def test_what_was_typed_outlives_a_reload_and_an_answer_that_makes_no_sense(browser: Browser, server: Server) -> None:
+    with opened(browser, server) as watched:
+        page = watched.page
+        page.get_by_label("Question", exact=True).fill("Where is the drum?")
+        page.goto("about:blank")
+        page.goto(server.url)
+        expect(page.get_by_label("Question", exact=True)).to_have_value("Where is the drum?")
+
+        chat = "**/v1/chat/completions"
+        # Not what was asked for, but the login page of a proxy.
+        page.route("**/v1/models", lambda route: route.fulfill(content_type="text/html", body="<p>Log in</p>"))
+        page.reload()
+        expect(page.get_by_label("Question", exact=True)).to_have_value("Where is the drum?")
+        expect(page.locator("#notice")).to_contain_text("is not the server of this page")
+        page.unroute("**/v1/models")
+        page.reload()
+        expect(page.locator("#model")).to_have_text("tiny")
+
+        page.route(chat, lambda route: route.fulfill(content_type="text/event-stream", body="data: {no JSON\n\n"))
+        page.get_by_label("Question", exact=True).press("Enter")
+        expect(page.locator(".exchange")).to_have_attribute("data-state", "failed", timeout=20_000)
+        assert page.locator(".bubble").inner_text() == "Where is the drum?"
+        page.unroute(chat)
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator(".exchange")).to_have_attribute("data-state", "done")
+
+
 # Elements with letters of their own, and the contrast of these to what lies behind them (WCAG 2).
 CONTRAST = """() => {
     const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });

@@ -72,6 +72,14 @@ def png(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
+def many_scans() -> bytes:
+    """A picture of few bytes that takes a minute to decode in full size."""
+    out = io.BytesIO()
+    Image.new("L", (64, 64)).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    return data[:-2] + data[data.rindex(b"\xff\xc4") : -2] * 50 + data[-2:]
+
+
 def url_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
@@ -82,6 +90,7 @@ HOSTILE = {
     "one pixel": ([user(image(png(1, 1)))], {}, 400, "picture too small: 1 x 1"),
     "a strip": ([user(image(png(2000, 4)))], {}, 400, "picture too elongated"),
     "no picture": ([user(image(b"GIF89a" + b"\0" * 50))], {}, 400, "undecodable image: found bytes"),
+    "many scans": ([user(image(many_scans()))], {}, 400, "too many scans: found a picture that takes too long"),
     "cut off": ([user(image(by_heart.picture("JPEG")[:300]))], {}, 400, "undecodable image"),
     "a picture as sound": ([user(audio(by_heart.picture()))], {}, 400, "audio"),
     "a sound as a clip": ([user(video(tiny.tone(440, 0.2)))], {}, 400, "no video track"),
@@ -241,11 +250,37 @@ def test_who_leaves_is_cancelled(server: Server) -> None:
     assert server.service.holdings.held == 0
 
 
+def test_who_leaves_before_all_is_there_is_not_waited_for(loaded: Loaded, caplog: pytest.LogCaptureFixture) -> None:
+    """While a file is fetched from a server that never answers, and in the middle of the form of the login page."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    domain = f"localhost:{silent.getsockname()[1]}"
+    settings = Settings(port=0, domains=(domain,), limits=Limits(fetch_timeout_s=3000))
+    with serving.in_thread(settings, lambda: loaded, is_allowed=lambda address: True) as running:
+        assert running.ready.wait(300)
+        body = json.dumps({"messages": [user(url_part(f"http://{domain}/x.png"), "What?")]}).encode()
+        asking = raw(running, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        fetching, _ = silent.accept()
+        asking.close()
+        wait_for(lambda: running.service.num_running == 0)
+        assert fetching.recv(1000).startswith(b"GET /x.png") and fetching.recv(1000) == b""
+        running.service.access.key = KEY
+        raw(running, b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nkey").close()
+        counted = running.service.metrics.requests.labels("/login", "499")
+        wait_for(lambda: counted._value.get() == 1)
+    assert "Traceback" not in caplog.text
+    silent.close()
+
+
 def test_hosts_and_origins(server: Server) -> None:
     """A page of another site reaches a server on this machine through the user's browser."""
     refused = ask(server, user("a"), headers={"Host": "evil.example:8000"})
     assert refused.status_code == 400 and refused.json()["error"]["code"] == "host_not_allowed"
-    for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
         refused = ask(server, user("a"), headers=headers)
         assert refused.status_code == 403, headers
     assert ask(server, user("a"), headers={"Origin": server.url}).status_code == 200
@@ -318,6 +353,7 @@ def test_with_a_key_every_route_but_health_needs_it(loaded: Loaded, tmp_path: An
             form = browser.get(url, timeout=60)
             assert 'action="/login"' in form.text and "<script" not in form.text
             assert browser.post(f"{url}/login", {"key": "wrong"}, timeout=60).status_code == 401
+            assert browser.post(f"{url}/login", {str(i): "x" for i in range(99)}, timeout=60).status_code == 401
             came = browser.post(f"{url}/login", {"key": KEY}, allow_redirects=False, timeout=60)
             said = came.headers["Set-Cookie"]
             assert came.status_code == 303 and "HttpOnly" in said and "SameSite=Strict" in said and KEY not in said

@@ -22,6 +22,7 @@ from mmchat.models.llm import decoder_of
 from mmchat.serving import engine as engine_module
 from mmchat.serving.engine import Ask, Engine, EngineError, EngineFull, Piece
 from mmchat.serving.media_cache import MediaCache
+from mmchat.serving.prefixes import PrefixStore
 from mmchat.serving.prompt import Reader
 from tests import models, tiny
 
@@ -202,6 +203,13 @@ def test_prefixes_and_media_are_bounded(loaded):
     assert 0 < found["prefix_tokens"] <= 200 and 0 < found["media_bytes"] <= 10_000
 
 
+def test_a_prefix_that_is_too_long_leaves_its_beginning():
+    store, marks = PrefixStore(10), np.arange(12)[:, None]
+    store.put(marks[:8], ())
+    store.put(marks, ())
+    assert store.longest(marks)[0] == store.num_tokens == 8
+
+
 def test_stop_texts_and_lengths(engine, loaded):
     asked = _asked(_picture(5), "What is it?")
     long = Decoding(max_new_tokens=40)
@@ -335,6 +343,19 @@ def test_a_failing_step_ends_the_running_and_no_more(engine, loaded):
     assert not any("planted" in str(answer) for answer in found)
     assert engine.is_ready
     assert [piece.text for piece in _answers(engine, asks)] == before
+
+
+def test_prompts_that_take_too_much_memory_do_not_end_the_service(engine, loaded):
+    def fail(module, args, kwargs):
+        raise torch.OutOfMemoryError("planted")
+
+    hook = decoder_of(loaded.model.llm).register_forward_pre_hook(fail, with_kwargs=True)
+    try:
+        failed = [_answers(engine, [ask])[0] for ask in [Ask(_asked("Hello"), DECODING)] * 4]
+    finally:
+        hook.remove()
+    assert all(isinstance(found, EngineError) for found in failed) and engine.is_ready
+    assert _answer(engine, Ask(_asked("Hello"), DECODING))[0].text == _alone(loaded, _asked("Hello"))
 
 
 def test_numbers_that_are_none_end_one_answer(engine, loaded):

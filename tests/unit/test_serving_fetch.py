@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -27,8 +27,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RangeServer]:
         yield running
 
 
-def fetch(domain: str, url: str, limits: Limits = LIMITS, **options: object) -> bytes:
-    return asyncio.run(Fetcher({domain}, limits, **options).get(url, "url"))  # type: ignore[arg-type]
+def no_matter(count: int) -> None:
+    pass
+
+
+def fetch(
+    domain: str, url: str, limits: Limits = LIMITS, hold: Callable[[int], None] = no_matter, **options: object
+) -> bytes:
+    return asyncio.run(Fetcher({domain}, limits, **options).get(url, "url", hold))  # type: ignore[arg-type]
 
 
 def refusal(domain: str, url: str, limits: Limits = LIMITS, **options: object) -> str | None:
@@ -45,6 +51,22 @@ def anywhere(address: object) -> bool:
 def test_a_file_of_an_allowed_domain(server: RangeServer) -> None:
     domain = f"localhost:{server.server_port}"
     assert fetch(domain, f"HTTP://LOCALHOST:{server.server_port}/small.png", is_allowed=anywhere) == b"small" * 1000
+
+
+def test_a_file_that_there_is_no_room_for_is_not_read_to_its_end(server: RangeServer) -> None:
+    """Files that many requests fetch at one time count as they come, not when they are there."""
+    held: list[int] = []
+
+    def hold(count: int) -> None:
+        held.append(count)
+        if sum(held) > 1000:
+            raise ApiError(503, "full")
+
+    domain = f"localhost:{server.server_port}"
+    with pytest.raises(ApiError, match="full"):
+        fetch(domain, f"http://{domain}/small.png", hold=hold, is_allowed=anywhere)
+    held[:] = [-9000]
+    assert len(fetch(domain, f"http://{domain}/small.png", hold=hold, is_allowed=anywhere)) == sum(held) + 9000
 
 
 def test_this_machine_is_never_asked_however_it_is_called(server: RangeServer) -> None:
@@ -90,7 +112,9 @@ def test_what_is_not_fetched(server: RangeServer) -> None:
 
 def test_without_domains_nothing_is_fetched(server: RangeServer) -> None:
     with pytest.raises(ApiError, match="--allow-media-domains") as refused:
-        asyncio.run(Fetcher((), LIMITS, anywhere).get(f"http://localhost:{server.server_port}/small.png", "url"))
+        asyncio.run(
+            Fetcher((), LIMITS, anywhere).get(f"http://localhost:{server.server_port}/small.png", "url", no_matter)
+        )
     assert refused.value.code == "remote_media_not_allowed"
 
 
@@ -123,6 +147,7 @@ def test_a_server_that_is_slow_on_purpose() -> None:
         ("::1", False),
         ("::", False),
         ("fe80::1", False),
+        ("fec0::1", False),
         ("fc00::1", False),
         ("ff02::1", False),
         ("::ffff:127.0.0.1", False),

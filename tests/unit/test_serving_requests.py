@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def test_a_small_body_of_many_values_is_not_read() -> None:
     assert error.value.code == "too_many_values"
 
 
+def test_faults_by_the_hundred_thousand_are_not_told_one_by_one() -> None:
+    param, code, message = refused(**{f"field{i}": 1 for i in range(1000)})
+    assert (param, code) == (None, "invalid_value") and "found 1000 fields" in message
+    param, code, message = refused(**{"x" * 100_000: 1})
+    assert code == "unknown_parameter" and param is not None and len(param) + len(message) < 1000
+
+
 def test_places_of_an_answer_stand_where_they_are_read() -> None:
     _, template = models.build(models.config())
     sound = MediaRef("audio", b"", MediaHeader(sample_rate_hz=16_000, duration_s=1.0))
@@ -113,6 +121,17 @@ def test_what_a_decoder_says_is_not_passed_on() -> None:
     assert unknown.message == "another fault" and unknown.code == "another_fault"
     ours = of_sample(SampleError("picture too small", "1 x 1 pixels, the shorter side is below 2"))
     assert ours.message.endswith("the shorter side is below 2")
+
+
+def test_what_takes_long_to_match_is_not_matched() -> None:
+    """Both took many seconds, in which nobody else is answered: a cookie of backslashes, and an answer of blanks."""
+    begun_s = time.process_time()
+    with pytest.raises(ApiError):
+        Access("the-key-of-this-server").check_key({"cookie": 'mmchat="' + "\\" * 60_000 + '"'})
+    _, template = models.build(models.config())
+    asked = Conversation((Turn("user", (MediaRef("image", b"", MediaHeader(100, 100)), "Where is the drum?")),))
+    (found,) = regions_of("The" + " " * 8000 + "drum is at [0.100,0.200,0.300,0.400].", asked, template)
+    assert found["text"].endswith("drum") and time.process_time() - begun_s < 5
 
 
 def test_a_login_ends_by_itself() -> None:

@@ -23,15 +23,14 @@ export class Composer {
     this.form = byId("composer");
     this.recording = null;
     this.recordings = 0;
-    this.set({ text: "", shown: [], places: new Map() });
     // What was typed outlives a reload of the page; what was shown does not, and its places with it.
-    this.field.value = sessionStorage.getItem(KEPT)?.replace(/\[(box|point) \d+\]/g, "") ?? "";
+    const kept = sessionStorage.getItem(KEPT)?.replace(/\[(box|point) \d+\]/g, "") ?? "";
+    this.set({ text: kept, shown: [], places: new Map() });
     this.field.addEventListener("input", () => this.changed());
     this.field.addEventListener("keydown", (event) => this.key(event));
     this.field.addEventListener("beforeinput", (event) => this.deleteToken(event));
     this.form.addEventListener("submit", (event) => event.preventDefault());
     byId("send").addEventListener("click", () => (this.isRunning ? actions.stop() : actions.send()));
-    this.changed();
   }
 
   /** What is written now, to be sent or kept. */

@@ -110,10 +110,12 @@ async function receive(exchange, asked, signal) {
     answer.state = "done";
   } catch (error) {
     if (error.name === "AbortError") answer.state = "stopped";
-    else if (error instanceof AskError || error instanceof FileError) {
+    else {
+      // Whatever it was, the page goes on.
+      const isKnown = error instanceof AskError || error instanceof FileError;
       answer.state = "failed";
-      answer.problem = { message: error.message, kind: error.kind };
-    } else throw error;
+      answer.problem = { message: isKnown ? error.message : `This page failed: ${error.message}`, kind: error.kind };
+    }
   }
 }
 

@@ -14,8 +14,13 @@ const KINDS = { 401: "key", 403: "key", 429: "busy", 503: "busy" };
 /** The model that the server has: {id, modalities, limits, temperature}. Throws AskError. */
 export async function readModel(key) {
   const response = await send("v1/models", key);
-  const model = (await response.json()).data[0];
-  return { id: model.id, ...model.mmchat };
+  try {
+    const model = (await response.json()).data[0];
+    return { id: model.id, ...model.mmchat };
+  } catch {
+    // Perhaps the login page of something in between.
+    throw new AskError(`What answers at ${location.host} is not the server of this page. Reload the page.`, "unreachable");
+  }
 }
 
 /**
