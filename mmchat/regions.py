@@ -38,6 +38,8 @@ WRITTEN: dict[Dialect, tuple[Unit, int]] = {
 
 # How far a region may reach past its picture: annotations count the last pixel or the line behind it.
 TOLERANCE_PX = 1.0
+# A time may lie so far behind the end that a video's header tells.
+END_SLACK_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,15 @@ class Geometry:
         return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
 
 
-def check_region(region: Region, width: int, height: int) -> Region:
+def check_region(region: Region, width: int, height: int, duration_s: float | None = None) -> Region:
     """The region within a picture of this size; what reaches past it by a pixel at most is clamped.
 
     Raises SampleError: "region not finite", "inverted region", "region outside the picture", "empty region", or
-    "impossible time" for one before the first frame, and for a tube whose times do not rise.
+    "impossible time" for one before the first frame, for a tube whose times do not rise, and as `check_end` does.
     """
     if region.time_s is not None:
         _check_times([region.time_s], region)
+        check_end([region.time_s], duration_s)
     if region.box is not None:
         return replace(region, box=_inside(region.box, region, width, height))
     if region.point is not None:
@@ -75,13 +78,31 @@ def check_region(region: Region, width: int, height: int) -> Region:
         return replace(region, point=(x, y))
     if not region.tube:
         raise SampleError("empty region", "found a tube without boxes; wanted one at least")
-    _check_times([time_s for time_s, *_ in region.tube], region)
+    times_s = [time_s for time_s, *_ in region.tube]
+    _check_times(times_s, region)
+    check_end(times_s, duration_s)
     tube = [(time_s, *_inside((a, b, c, d), region, width, height)) for time_s, a, b, c, d in region.tube]
     return replace(region, tube=tuple(tube))
 
 
+def check_end(times_s: Sequence[float], duration_s: float | None) -> None:
+    """Refuses rising times that cannot be of a video of this length; None where that is not known.
+
+    Headers and annotations round, so a little behind the end is let pass: beginning half a second behind it, and ending
+    at twice the length.
+
+    Raises SampleError: "impossible time".
+    """
+    if duration_s is None or (times_s[0] <= duration_s + END_SLACK_S and times_s[-1] <= 2 * duration_s + END_SLACK_S):
+        return
+    raise SampleError(
+        "impossible time",
+        f"found {times_s[0]:g} to {times_s[-1]:g} s in a video of {duration_s:g} s; wanted seconds from its first "
+        "frame on. Are they numbers of frames, or of another clip?",
+    )
+
+
 def _check_times(times_s: Sequence[float], region: Region) -> None:
-    """The end of the video is not known here: a time behind it is not refused."""
     if not all(map(math.isfinite, times_s)):
         raise SampleError("region not finite", f"found {_shown(region)}; wanted times in seconds")
     if times_s[0] < 0 or times_s[-1] > MAX_TIME_S or not _rises(times_s):

@@ -276,7 +276,7 @@ def _check_without_model(conversation: Conversation, key: str) -> None:
 def _check_region(region: Region, ref: MediaRef) -> None:
     """Raises SampleError. Where the size is not known, nothing can be said."""
     if ref.header is not None and ref.header.width is not None and ref.header.height is not None:
-        check_region(region, ref.header.width, ref.header.height)
+        check_region(region, ref.header.width, ref.header.height, ref.header.duration_s)
 
 
 def _fit(template: ChatTemplate, conversation: Conversation, key: str, uses: list[Use], notes: Notes) -> Sample:

@@ -112,6 +112,8 @@ class Endpoint:
         self.model, self.num_requests = model, 0
         self._url = self.place if self.place.endswith("/chat/completions") else f"{self.place}/chat/completions"
         self._key, self._timeout_s = api_key, timeout_s
+        # JSON may escape a slash with a backslash.
+        self._secret = re.compile(r"\\?".join(map(re.escape, api_key))) if api_key else None
         self._attempts, self._first_wait_s = attempts, first_wait_s
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._stopped, self._lock = threading.Event(), threading.Lock()
@@ -144,7 +146,7 @@ class Endpoint:
         try:
             request = urllib.request.Request(self._url, body, headers)
             with self._opener.open(request, timeout=self._timeout_s) as response:
-                return self._reply(self._text(_read(response, deadline)))
+                return self._reply(_read(response, deadline).decode("utf-8", "replace"))
         except urllib.error.HTTPError as error:
             with error:
                 raise self._refusal(error, deadline) from None
@@ -156,10 +158,9 @@ class Endpoint:
                 raise _Again("timeout", f"no whole reply within {self._timeout_s:g} s") from None
             raise _Again("broken connection", f"{cause!s:.{MAX_ERROR_LENGTH}}") from None
 
-    def _text(self, data: bytes) -> str:
-        """As text, without the key where the endpoint repeats it."""
-        text = data.decode("utf-8", "replace")
-        return text if self._key is None else text.replace(self._key, "***")
+    def _hidden(self, text: str) -> str:
+        """Without the key where the endpoint repeats it."""
+        return text if self._secret is None else self._secret.sub("***", text)
 
     def _reply(self, text: str) -> Reply:
         """Raises _Again for what is no chat completion, such as a proxy's page."""
@@ -172,18 +173,20 @@ class Endpoint:
             usage = found.get("usage") or {}
             tokens = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            detail = f"wanted a chat completion ({type(error).__name__}), found {text!r:.{MAX_ERROR_LENGTH}}"
+            detail = (
+                f"wanted a chat completion ({type(error).__name__}), found {self._hidden(text)!r:.{MAX_ERROR_LENGTH}}"
+            )
             raise _Again("unreadable reply", detail) from None
         names = [found.get("model"), choice.get("finish_reason")]
-        model, finish_reason = (_clean(name) if isinstance(name, str) else "" for name in names)
+        model, finish_reason = (self._hidden(_clean(name)) if isinstance(name, str) else "" for name in names)
         prompt, completion = (count if type(count) is int else None for count in tokens)
         # A refusal has no content: a reply all the same, in which there is no verdict.
-        return Reply(_clean(said or ""), model, finish_reason, prompt, completion)
+        return Reply(self._hidden(_clean(said or "")), model, finish_reason, prompt, completion)
 
     def _refusal(self, error: urllib.error.HTTPError, deadline: float) -> Exception:
         """What a status other than success means."""
         try:
-            body = self._text(_read(error, deadline))
+            body = self._hidden(_read(error, deadline).decode("utf-8", "replace"))
         except (OSError, http.client.HTTPException):
             body = ""
         said = " ".join(body.split())[:MAX_ERROR_LENGTH]
@@ -192,7 +195,7 @@ class Endpoint:
         if error.code in STOP:
             return ValueError(f"{self.place} answers {error.code}: {STOP[error.code]}. It says: {said}")
         if 300 <= error.code < 400:
-            target = str(error.headers.get("Location"))[:MAX_ERROR_LENGTH]
+            target = self._hidden(str(error.headers.get("Location")))[:MAX_ERROR_LENGTH]
             return ValueError(f"{self.place} sends one on to {target!r}, which is not followed; name the right URL")
         return SampleError(f"http {error.code}", said)
 

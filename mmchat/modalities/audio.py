@@ -180,9 +180,18 @@ class AudioPreprocess:
         return padded.reshape(-1, window)
 
     def features(self, windows: np.ndarray) -> Tensor:
-        """[windows, samples] to log-mel [windows, mels, 2 * window_positions]."""
+        """[windows, samples] to log-mel [windows, mels, 2 * window_positions].
+
+        Raises SampleError where samples are so large that their power is no number.
+        """
         features = self.feature_extractor(list(windows), sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")
-        return torch.from_numpy(np.asarray(features["input_features"], np.float32))
+        found = np.asarray(features["input_features"], np.float32)
+        if not np.isfinite(found).all():
+            raise SampleError(
+                "audio not finite",
+                f"samples up to {np.abs(windows).max():.3g} have no spectrum; wanted them from -1 to 1",
+            )
+        return torch.from_numpy(found)
 
     def _check(self, header: MediaHeader) -> float:
         """Duration within the limits, in seconds."""

@@ -139,7 +139,7 @@ def _impossible(conversation: Conversation) -> str:
         if isinstance(part, Region) and part.media < len(media) and (header := media[part.media].header):
             try:
                 if header.width and header.height:
-                    check_region(part, header.width, header.height)
+                    check_region(part, header.width, header.height, header.duration_s)
             except SampleError as error:
                 return str(error)
     return ""

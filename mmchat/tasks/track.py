@@ -20,6 +20,7 @@ from mmchat.conversation import Conversation, Part, Record, Region
 from mmchat.errors import SampleError
 from mmchat.metrics.tubes import FPS, Interval, interval_iou, score_intervals, score_tubes, tube_ious
 from mmchat.region_marks import MAX_TIME_S
+from mmchat.regions import check_end
 from mmchat.tasks.facts import drawn, region_of, shown_in, texts_of
 from mmchat.tasks.question import Answer, Protocol, Question, asked_alone, last_question
 from mmchat.tasks.rec import Exchange, conversation_of, named
@@ -66,6 +67,10 @@ class Track:
         *others, own = drawn(record, rng)
         # Of several expressions of one tube one alone is asked for: the first would tell the others' answer.
         asked = {str(_place(one)): one for one in others if _place(one) != _place(own)}
+        header = record.media[media].header
+        for one in (*asked.values(), own):
+            if not isinstance(place := _place(one), Region):  # tubes are looked at with their boxes
+                check_end(place, None if header is None else header.duration_s)
         return conversation_of(record, [_exchange(one, media, rng) for one in [*asked.values(), own]])
 
     def questions(self, record: Record, protocol: Protocol) -> list[Question]:

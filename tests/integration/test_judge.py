@@ -14,6 +14,7 @@ import pytest
 
 import infer
 from mmchat.conversation import Conversation, MediaHeader, MediaRef, Record, Turn
+from mmchat.errors import SampleError
 from mmchat.inference import judge_endpoint
 from mmchat.inference.evaluate import evaluate
 from mmchat.inference.judge import JudgeProtocol, default_out, judge_answers, load_judge_protocol, summary
@@ -351,6 +352,24 @@ def test_a_key_that_a_reply_repeats_is_not_kept(tmp_path: Path) -> None:
         assert server.requests[0][0]["Authorization"] == f"Bearer {KEY}"
     assert rows(folder)[0]["reply"] == "your key is ***"
     assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.json*"))
+
+
+def test_a_key_is_hidden_also_where_json_or_a_redirect_has_it(tmp_path: Path) -> None:
+    """A slash may be escaped, and a sign may be a number: then the key is only there when the JSON is read."""
+    key = "sk-test/4711+x"
+    escaped = json.dumps(key).replace("/", "\\/").replace("+", "\\u002b")
+    body = f'{{"model": {escaped}, "choices": [{{"message": {{"content": {escaped}}}}}]}}'
+    with judging(mark) as server:
+        endpoint = Endpoint(server.url, "m", key, attempts=1)
+        moved = {"Location": f"https://login/?token={key}"}
+        broken = body.replace("\\u002b", "+").replace("choices", "chosen")
+        server.faults = [(200, {}, body), (302, moved, ""), (200, {}, broken)]
+        reply = endpoint.ask({"messages": []})
+        assert (reply.text, reply.model) == ("***", "***")
+        for fault in (ValueError, SampleError):
+            with pytest.raises(fault) as error:
+                endpoint.ask({"messages": []})
+            assert "***" in str(error.value) and "4711" not in str(error.value)
 
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_samples_that_are_no_numbers(hearing: AudioPreprocess, bad: float, place
     assert refusal(hearing, wav(samples)).reason == "audio not finite"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the overflow
+@pytest.mark.parametrize("height", [1e19, 3e38])
+def test_samples_too_large_for_a_spectrum(hearing: AudioPreprocess, height: float) -> None:
+    """Each is a number, but their power is none."""
+    assert (
+        refusal(hearing, wav(np.full((RATE, 6), height, np.float32) * TONE[:RATE, None])).reason == "audio not finite"
+    )
+
+
 def test_a_film_that_says_it_is_longer(seeing: VideoPreprocess, hearing: AudioPreprocess) -> None:
     """Behind the end of a little too much, the last frame and silence; far too much is refused."""
     film = odd_media.film(6, TONE)

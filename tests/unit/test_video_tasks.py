@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from mmchat.conversation import MediaHeader, MediaRef, Record, Region
 from mmchat.errors import SampleError
+from mmchat.regions import check_region
 from mmchat.sources import read_source
 from mmchat.sources.files import Files
 from mmchat.tasks import TASKS
@@ -19,7 +21,7 @@ from mmchat.tasks.track import TRACK, WHEN, interval_text, read_interval
 from tests import tiny
 
 FIRST = Protocol()
-CLIP = (MediaRef("video", b"x", MediaHeader(64, 32, 8, 8.0, 1.0)),)
+CLIP = (MediaRef("video", b"x", MediaHeader(64, 32, 32, 8.0, 4.0)),)
 TUBE = [[0.0, 0, 8, 16, 24], [0.8, 44, 8, 60, 24]]
 
 
@@ -193,6 +195,8 @@ def test_one_expression_of_a_tube_is_asked_in_a_conversation() -> None:
         ({"expressions": ["a"], "tube": [TUBE[1], TUBE[0]]}, CLIP, "no tube"),
         ({"expressions": ["a"], "interval": [1]}, CLIP, "no tube"),
         ({"expressions": ["a"], "interval": [1, 1]}, CLIP, "impossible time"),
+        ({"expressions": ["a"], "interval": [5, 6]}, CLIP, "impossible time"),
+        ({"expressions": ["a"], "interval": [0, 9]}, CLIP, "impossible time"),
         ({"expressions": [], "tube": TUBE}, CLIP, "no expression"),
         ({"expressions": ["a"], "tube": TUBE}, (MediaRef("image", b""),), "no video"),
         ({"expressions": ["a"], "tube": TUBE}, (), "no media"),
@@ -202,6 +206,15 @@ def test_facts_that_cannot_be_phrased(facts: dict[str, Any], media: tuple[MediaR
     with pytest.raises(SampleError) as error:
         TASKS["track"].conversation(Record("k", facts, media), random.Random(0))
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(("times_s", "can_be"), [((3, 5), True), ((5, 6), False), ((0, 90), False)])
+def test_times_behind_the_end_of_a_clip(times_s: tuple[float, float], can_be: bool) -> None:
+    """Such as numbers of frames: the question is not asked and counts as wrong, and nothing is learned from it."""
+    facts: dict[str, Any] = {"expressions": ["a"], "tube": [[time_s, 0, 0, 8, 8] for time_s in times_s]}
+    assert asked("track", facts).problem.partition(":")[0] == ("" if can_be else "impossible time")
+    with nullcontext() if can_be else pytest.raises(SampleError, match="impossible time"):
+        check_region(Region(0, tube=tuple(map(tuple, facts["tube"]))), 64, 32, 4.0)
 
 
 # ---- instruct -------------------------------------------------------------------------------------------------------
