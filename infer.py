@@ -372,12 +372,17 @@ def _export(arguments: argparse.Namespace) -> int:
     from mmchat.inference.export import QUESTION, export_hub, export_llava, export_merged
 
     path, out, assumed = arguments.checkpoint, arguments.out, arguments.assume_present
+    taken = {
+        "hf-llava": ("assume_present", "dtype", "licence", "evaluation", "image", "ask"),
+        "merged": ("assume_present", "dtype"),
+        "hub": ("with_base", "licence", "evaluation"),
+    }
+    for option in dict.fromkeys(name for names in taken.values() for name in names):
+        if getattr(arguments, option) and option not in taken[arguments.format]:
+            of = " or ".join(form for form, names in taken.items() if option in names)
+            raise ValueError(f"--{option.replace('_', '-')} is of --format {of}; leave it out")
     if arguments.format == "hub":
-        if assumed or arguments.dtype:
-            raise ValueError("--format hub keeps the model as it is; leave --assume-present and --dtype out")
         export_hub(path, out, arguments.with_base, arguments.licence, arguments.evaluation, _say)
-    elif arguments.with_base:
-        raise ValueError("--with-base is of --format hub; leave it out")
     elif arguments.format == "merged":
         export_merged(path, out, assumed, arguments.dtype, _say)
     else:

@@ -54,6 +54,11 @@ class Checkpoint:
         return json.loads((self.folder / STATE).read_text())
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of the model, for a checkpoint that is made of this one."""
+        return {name: value for name, value in self.manifest.items() if name not in ("format", "files", "sha256")}
+
+    @property
     def step(self) -> int:
         return int(self.manifest["step"])
 
@@ -146,6 +151,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         manifest = json.loads(manifest_path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{manifest_path} is damaged ({error}). {_advice(folder)}") from error
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        raise CheckpointError(f"{manifest_path} is damaged: wanted a table with `files`. {_advice(folder)}")
     facts = {name: value for name, value in manifest.items() if name != "sha256"}
     if manifest.get("format", FORMAT) != FORMAT:
         raise CheckpointError(f"{folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}")
@@ -174,8 +181,16 @@ def find(path: Path) -> Path:
         )
     if checkpoints_in(path):
         return found[-1]
-    stages = [stage["name"] for stage in yaml.safe_load((found[0] / CONFIG).read_text())["stages"]]
-    return max(found, key=lambda folder: (stages.index(folder.parent.name), folder.name))
+    return max(found, key=_place)
+
+
+def _place(folder: Path) -> tuple[int, str]:
+    """Where a checkpoint stands in its run, by its own configuration: that of an earlier stage may lack later ones."""
+    try:
+        stages = [stage["name"] for stage in yaml.safe_load((folder / CONFIG).read_text())["stages"]]
+        return stages.index(folder.parent.name), folder.name
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is damaged, or of another run. {_advice(folder)}") from error
 
 
 def newest(stage_folder: Path) -> Checkpoint | None:
@@ -219,6 +234,8 @@ def load_weights(
 def base_identity(pretrained: str) -> dict[str, Any]:
     """What a base model's folder is: sizes of its weight files and a hash of its config; a hub name is its own."""
     folder = Path(pretrained)
+    if folder.is_file():
+        return {"pretrained": pretrained, "config_sha256": None, "weights": {folder.name: folder.stat().st_size}}
     if not folder.is_dir():
         return {"pretrained": pretrained}
     config = folder / "config.json"

@@ -446,7 +446,9 @@ class _Writer:
                 f"{self.key}: found a region at a time in media item {region.media}; wanted a video there",
             )
         try:
-            region = check_region(region, geometry.width, geometry.height)
+            header = self.plans[region.media][0].header
+            duration_s = None if header is None else header.duration_s
+            region = check_region(region, geometry.width, geometry.height, duration_s)
             return self.template.config.regions.render(region, geometry, self._number(region.media))
         except SampleError as error:
             raise SampleError(error.reason, f"{self.key}: {error.detail}") from error

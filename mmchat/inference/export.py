@@ -143,14 +143,13 @@ def export_merged(
     weights = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items() if name in names}
     partial = partial_of(out)
     check_space(partial, loaded.model.llm, dtype)
-    facts = {name: value for name, value in checkpoint.manifest.items() if name not in ("format", "files", "sha256")}
     config = _merged_config(stored, loaded.config, checkpoint.folder)
     say(f"writing the LLM in {dtype}")
     llm: Any = loaded.model.llm
     llm.config.use_cache = True
     llm.to(getattr(torch, dtype)).save_pretrained(partial / LLM, max_shard_size=MAX_SHARD)
     loaded.template.tokenizer.save_pretrained(partial / LLM)
-    facts |= {"parts": sorted(is_learned), "fusion": config.model.fusion.model_dump(mode="json")}
+    facts = checkpoint.facts | {"parts": sorted(is_learned), "fusion": config.model.fusion.model_dump(mode="json")}
     facts["probe"] = {"dtype": "float32", "logits": after}
     facts["bases"] = {**facts["bases"], "llm": identity_within(partial, LLM)}
     add_checkpoint(partial, dump_config(config), weights, facts)

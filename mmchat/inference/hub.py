@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from huggingface_hub import snapshot_download
 
-from mmchat.checkpoint import Checkpoint, write_checkpoint
+from mmchat.checkpoint import Checkpoint, base_identity, write_checkpoint
 from mmchat.inference.hub_card import base_of, card, notice, read_metrics
 from mmchat.inference.load import Loaded, lies_inside
 
@@ -147,8 +147,9 @@ def _parts(loaded: Loaded, values: dict[str, Any]) -> list[_Part]:
     found = _sections(loaded.config.model_dump(mode="json"))
     parts = []
     for name, section in _sections(values).items():
-        pretrained = str(section["pretrained"] or section["model"])
-        place = Path(str(found[name]["pretrained"] or section["model"]))
+        weights = section["pretrained"]  # of timm also True: its own weights of that model
+        pretrained = weights if isinstance(weights, str) and weights else str(section["model"])
+        place = Path(pretrained if pretrained != weights else found[name]["pretrained"])
         source = place if place.exists() else None
         kind, revision = section.get("kind"), section.get("revision")
         is_on_hub = source is None and kind in _NAMED_BY_HUB and is_hub_name(pretrained)
@@ -182,12 +183,12 @@ def _write_checkpoint(
     checkpoint: Checkpoint, values: dict[str, Any], parts: Sequence[_Part], folder: Path, with_base: bool
 ) -> None:
     """The checkpoint's own files, and with `with_base` what lies below base/."""
-    facts = {name: value for name, value in checkpoint.manifest.items() if name not in ("format", "files", "sha256")}
+    facts = checkpoint.facts
     text = checkpoint.config_text
     if with_base:
         text = yaml.safe_dump(values, sort_keys=False, width=110)
-        places = {part.name: {"pretrained": part.place} for part in parts}
-        facts["bases"] = {name: base | places.get(name, {}) for name, base in facts["bases"].items()}
+        copied = {p.name: {**base_identity(str(p.source)), "pretrained": p.place} for p in parts}
+        facts["bases"] = facts["bases"] | copied
     write_checkpoint(folder, text, checkpoint.weights(), None, None, facts)
     for part in parts if with_base else []:
         assert part.source is not None, "a part with a place has a source"

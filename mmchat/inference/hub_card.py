@@ -71,7 +71,8 @@ def read_metrics(paths: Sequence[Path]) -> list[dict[str, Any]]:
             metrics = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: cannot be read as metrics.json ({error})") from error
-        if not isinstance(metrics, dict) or not {"task", "scores", "checkpoint_sha256"} <= metrics.keys():
+        wanted = {"task", "scores", "num_questions", "controls", "protocol_sha256", "checkpoint_sha256"}
+        if not isinstance(metrics, dict) or not wanted <= metrics.keys():
             raise ValueError(f"{path}: wanted a metrics.json of infer.py evaluate, with task and scores")
         found.append(metrics)
     return found
@@ -93,7 +94,7 @@ def card(
     head = f"---\n{yaml.safe_dump(_front_matter(loaded, bases, licence), sort_keys=False)}---\n"
     if own is not None:
         return own if front_matter(own) else f"{head}\n{own}"
-    sections = [_what(loaded, name), _use(loaded, name, bases), _training(loaded), _evaluation(loaded, metrics)]
+    sections = [_what(loaded, name), _use(loaded, name, bases), _training(loaded), evaluation(loaded, metrics)]
     return "\n".join([head, *sections, _licences(bases, licence)])
 
 
@@ -160,11 +161,11 @@ def _training(loaded: Loaded) -> str:
     return "\n".join(["## Training", "", said, "", *table, "", "`config.yaml` has all of it.", ""])
 
 
-def _evaluation(loaded: Loaded, metrics: Sequence[Mapping[str, Any]]) -> str:
+def evaluation(loaded: Loaded, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """The card's section of scores: under which controls, and whether of this checkpoint."""
     if not metrics:
         return "## Evaluation\n\nNo evaluation was given.\n"
-    assert loaded.checkpoint is not None, "a card is made of a checkpoint"
-    own = loaded.checkpoint.manifest["sha256"]
+    own = loaded.checkpoint.manifest["sha256"] if loaded.checkpoint is not None else None
     rows = []
     for one in metrics:
         controls = "; ".join(Controls.model_validate(one["controls"]).described()) or "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import yaml
 from mmchat.config import RunConfig, parse_config
 from mmchat.conversation import Modality
 from mmchat.inference.hub import is_hub_name
-from mmchat.inference.hub_card import Base, base_of, read_metrics
+from mmchat.inference.hub_card import Base, base_of, evaluation, read_metrics
 from mmchat.inference.load import Loaded
 
 USE = """\
@@ -63,7 +63,7 @@ def llava_card(
         f"## Licences\n\nThe trained weights: {licence or 'not stated; whoever publishes them fills this in'}.\n",
         "| base model | what | licence |\n|---|---|---|\n"
         + "".join(f"| {b.part} | {b.origin or b.name} | {b.licence or 'not stated'} |\n" for b in bases),
-        f"## Evaluation\n\n{_evaluation(read_metrics(evaluations))}",
+        evaluation(loaded, read_metrics(evaluations)),
         f"## Training\n\n```yaml\n{yaml.safe_dump(config.model_dump(mode='json'), sort_keys=False, width=110)}```\n",
     ]
     return "\n".join(sections)
@@ -101,19 +101,3 @@ def _bases(stored: RunConfig, found: RunConfig) -> list[Base]:
         source = Path(str(place)) if Path(str(place)).is_dir() else None
         bases.append(base_of(part, str(name), source, "", source is None and is_hub_name(str(name))))
     return bases
-
-
-def _evaluation(metrics: Sequence[Mapping[str, Any]]) -> str:
-    if not metrics:
-        return "None was given when this folder was written.\n"
-    rows = [
-        f"| {one['task']} | {score} | {_shown(value)} | {one['num_questions']:,} |\n"
-        for one in metrics
-        for score, value in one["scores"].items()
-    ]
-    head = "Of the trained model, by `infer.py evaluate`.\n\n| task | score | value | questions |\n|---|---|---|---|\n"
-    return head + "".join(rows)
-
-
-def _shown(value: Any) -> str:
-    return "not finite" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

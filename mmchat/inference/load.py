@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 import mmchat
 from mmchat.checkpoint import Checkpoint, CheckpointError, find, load_weights, open_checkpoint
@@ -50,6 +52,8 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
     path = Path(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype: found {dtype!r}; wanted float32 or bfloat16")
     checkpoint = None
     if path.suffix in (".yaml", ".yml"):
         values, name = read_values(path), str(path)
@@ -57,7 +61,10 @@ def load(path: str | Path, dtype: str | None = None) -> Loaded:
         checkpoint = open_checkpoint(find(path))
         values, name = yaml.safe_load(checkpoint.config_text), str(checkpoint.folder / "config.yaml")
     config = with_base_models(parse_config(values, name), checkpoint.folder if checkpoint is not None else None)
-    model = config.model.build(getattr(torch, dtype), config.seed)
+    try:
+        model = config.model.build(getattr(torch, dtype), config.seed)
+    except (SafetensorError, UnpicklingError) as error:
+        raise ValueError(f"{path}: a base model's weights cannot be read ({str(error).splitlines()[0]})") from error
     if checkpoint is not None:
         is_full = config.model.fusion.kind == "full"
         names = names_in(model, set(checkpoint.manifest["parts"]), is_full)

@@ -114,7 +114,7 @@ def _png(image: Image.Image, name: str) -> bytes:
 def _wav(samples: np.ndarray, sample_rate_hz: int, name: str) -> bytes:
     is_float = np.issubdtype(samples.dtype, np.floating)
     is_shaped = samples.size > 0 and (samples.ndim == 1 or (samples.ndim == 2 and samples.shape[1] <= 16))
-    if not is_shaped or not (is_float or samples.dtype == np.int16) or sample_rate_hz < 1:
+    if not is_shaped or not (is_float or samples.dtype == np.int16) or not 0 < sample_rate_hz < 1 << 31:
         raise ValueError(
             f"{name}: found an array {list(samples.shape)} of {samples.dtype} at {sample_rate_hz} Hz; wanted samples "
             "[n] or [n, channels], floats from -1 to 1 or int16, and their rate in Hz"

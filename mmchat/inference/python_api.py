@@ -186,9 +186,12 @@ class Chat:
         return self.loaded.template
 
     def _parts(self, question: str | Sequence[str | Region], new: Sequence[MediaRef]) -> list[Part]:
+        several = [question] if isinstance(question, str) else question
+        if not isinstance(several, list | tuple) or not all(isinstance(part, str | Region) for part in several):
+            raise ValueError(f"question: found {question!r:.80}; wanted a text, or a list of texts and regions")
         media = [*self.conversation.media, *new]
         parts: list[Part] = []
-        for part in [question] if isinstance(question, str) else question:
+        for part in several:
             parts += [part] if isinstance(part, Region) else read_question(part, media)
         return parts
 

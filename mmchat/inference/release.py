@@ -41,7 +41,6 @@ def release(path: str | Path, out: Path, dtype: str) -> tuple[int, float]:
     after = probe_logits(loaded.model, loaded.device)
     change = (torch.tensor(after) - torch.tensor(before)).abs().max() / torch.tensor(before).std()
 
-    facts = {name: value for name, value in checkpoint.manifest.items() if name not in ("format", "files", "sha256")}
-    facts |= {"dtype": dtype, "probe": {"dtype": "float32", "logits": after}}
+    facts = checkpoint.facts | {"dtype": dtype, "probe": {"dtype": "float32", "logits": after}}
     write_checkpoint(out, checkpoint.config_text, stored, None, None, facts)
     return sum(file.stat().st_size for file in out.iterdir()), float(change)

@@ -41,7 +41,11 @@ class LLMConfig(Schema):
         """Loads the model. Raises ValueError where the name or folder cannot be loaded."""
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                self.pretrained, revision=self.revision, dtype=dtype, attn_implementation=self.backend()
+                self.pretrained,
+                revision=self.revision,
+                dtype=dtype,
+                attn_implementation=self.backend(),
+                trust_remote_code=False,  # left out, transformers asks at the terminal whether to run a folder's code
             )
         except OSError as error:
             raise ValueError(
@@ -81,7 +85,7 @@ def _has_flash_attention() -> bool:
 def load_tokenizer(config: LLMConfig) -> PreTrainedTokenizerBase:
     """The LLM's own tokenizer. Raises ValueError where it cannot be loaded."""
     try:
-        return AutoTokenizer.from_pretrained(config.pretrained, revision=config.revision)
+        return AutoTokenizer.from_pretrained(config.pretrained, revision=config.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model.llm.pretrained: no tokenizer in {config.pretrained!r} ({str(error).splitlines()[0]})"

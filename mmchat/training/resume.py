@@ -82,7 +82,8 @@ def identity(values: dict[str, Any]) -> dict[str, Any]:
     how = ("attention", "gradient_checkpointing")
     llm = {k: v for k, v in values["model"]["llm"].items() if k not in how}
     model = {**values["model"], "llm": llm}
-    return {"seed": values["seed"], "start": values["start"], "model": model, "chat": values["chat"]}
+    began = {key: values[key] for key in ("seed", "start", "start_as")}
+    return {**began, "model": model, "chat": values["chat"]}
 
 
 def check_same_run(config: RunConfig, stage: StageConfig, resumed: Checkpoint) -> None:

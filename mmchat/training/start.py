@@ -68,6 +68,13 @@ def _faults(checkpoint: Checkpoint, config: RunConfig, theirs: dict[str, Any], o
         for modality in sorted(_entries(theirs).keys() - shared)
     ]
     faults += differences(_meaning(theirs, shared), _meaning(ours, shared))
+    for new_one, old_one in config.start_as.items():
+        held = f"connectors.{old_one}" in checkpoint.manifest["parts"]
+        if not held or new_one in _entries(theirs):
+            found = f"the checkpoint has {', '.join(checkpoint.manifest['parts'])}"
+            faults.append(
+                f"start_as {new_one}: {old_one}: wanted a checkpoint with {old_one} alone of the two; {found}"
+            )
     old, new = (_fusion(values) for values in (theirs, ours))
     if not (old["kind"] == "early" and new["kind"] in FROM_EARLY):
         faults += differences({"model.fusion": old}, {"model.fusion": new})

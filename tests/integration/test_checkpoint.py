@@ -16,6 +16,7 @@ from torch import nn
 from mmchat.checkpoint import (
     CheckpointError,
     checkpoints_in,
+    find,
     load_weights,
     newest,
     open_checkpoint,
@@ -76,6 +77,19 @@ def test_no_space_leaves_the_last_good_one_alone(tmp_path, monkeypatch):
     assert newest(tmp_path).step == 1
     _write(tmp_path, 2)
     assert newest(tmp_path).step == 2 and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_runs_last_stage_is_found_where_earlier_ones_did_not_know_of_it(tmp_path):
+    for stages in (["z"], ["z", "a"]):
+        config = f"stages: [{', '.join(f'{{name: {name}}}' for name in stages)}]"
+        write_checkpoint(tmp_path / stages[-1] / "step-000001", config, {}, None, None, {"step": 1})
+    assert find(tmp_path) == tmp_path / "a/step-000001"
+    (tmp_path / "z/step-000001/config.yaml").write_text("stages: [1")
+    with pytest.raises(CheckpointError, match=r"z/step-000001/config\.yaml is damaged"):
+        find(tmp_path)
+    (tmp_path / "z/step-000001/manifest.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="is damaged: wanted a table"):
+        open_checkpoint(tmp_path / "z/step-000001")
 
 
 def test_keep_removes_the_oldest_only(tmp_path):

@@ -94,7 +94,8 @@ def test_plain_transformers_answers_the_same(tiny_folder, tmp_path, picture):
 
 def test_the_command_writes_half_precision_and_a_card(tiny_folder, tmp_path, picture):
     path = exports.checkpoint(tmp_path / "checkpoint", fusion=LORA)
-    metrics = {"task": "vqa", "scores": {"accuracy": 0.5}, "num_questions": 4, "checkpoint_sha256": ""}
+    metrics = {"task": "vqa", "scores": {"accuracy": 0.5}, "num_questions": 4, "protocol_sha256": "ab"}
+    metrics |= {"controls": {"blank": ["image"]}, "checkpoint_sha256": "cd"}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     command = [sys.executable, "infer.py", "export", str(path), str(tmp_path / "out"), "--format", "hf-llava"]
     command += ["--dtype", "bfloat16", "--evaluation", str(tmp_path / "metrics.json"), "--image", str(picture)]
@@ -105,9 +106,13 @@ def test_the_command_writes_half_precision_and_a_card(tiny_folder, tmp_path, pic
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\n") and "pipeline_tag: image-text-to-text" in card
-    assert "| vqa | accuracy | 0.5000 | 4 |" in card and "kind: lora" in card and str(tmp_path) not in card
+    assert "| vqa | accuracy | 0.5000 | 4 | pictures blank | ab | another, cd |" in card
+    assert "kind: lora" in card and str(tmp_path) not in card
     with pytest.raises(ValueError, match="is not empty"):
         export_merged(path, tmp_path / "out")
+    command[4:] = [str(tmp_path / "other"), "--format", "merged", "--licence", "mit"]
+    done = subprocess.run(command, cwd=tiny.ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "--licence is of --format hf-llava or hub; leave it out" in done.stderr
 
 
 def test_what_answers_otherwise_is_left_beside(tiny_folder, tmp_path, picture, monkeypatch):

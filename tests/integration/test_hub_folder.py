@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoTokenizer
 
 import mmchat
-from mmchat.checkpoint import open_checkpoint, write_checkpoint
+from mmchat.checkpoint import base_identity, open_checkpoint, write_checkpoint
 from mmchat.inference.hub import is_hub_name, write_hub
 from mmchat.inference.hub_card import front_matter
 from mmchat.inference.load import Loaded, lies_inside, load
@@ -139,7 +139,24 @@ def test_a_whole_folder_answers_after_it_was_moved(far, whole, tmp_path):
     config = yaml.safe_load((whole / "config.yaml").read_text())
     assert config["model"]["llm"]["pretrained"] == "base/llm"
     assert not list(whole.rglob("*.bin")) and (whole / "base/image/LICENSE").read_text() == "Permission is granted."
-    assert open_checkpoint(whole).manifest["bases"]["image"]["pretrained"] == "base/image"
+    bases = open_checkpoint(whole).manifest["bases"]
+    assert bases["image"] == {**base_identity(str(whole / "base/image")), "pretrained": "base/image"}
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_code_of_a_base_model_is_not_offered_and_damage_is_named(whole, tmp_path, file, capsys):
+    folder = shutil.copytree(whole, tmp_path / "odd")
+    path = folder / "base/llm" / file
+    if path.suffix == ".json":
+        facts = {"model_type": "odd", "tokenizer_class": "Odd"}
+        names = {"AutoConfig": "odd.Odd", "AutoModelForCausalLM": "odd.Odd", "AutoTokenizer": ["odd.Odd", "odd.Odd"]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | facts | {"auto_map": names}))
+        (folder / "base/llm/odd.py").write_text("class Odd: pass\n")
+    else:
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"contains custom code|weights cannot be read"):
+        load(folder, "float32")
+    assert "wish to run" not in capsys.readouterr().out
 
 
 def test_a_whole_folder_is_exported_again(whole, tmp_path):

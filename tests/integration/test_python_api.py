@@ -182,6 +182,9 @@ def test_a_clip_and_a_sound_are_taken(chat, tmp_path):
         ({"video": b"no clip"}, "The question was not asked"),
         ({"temperature": -1.0}, "temperature: found -1.0; wanted 0 or more"),
         ({"max_new_tokens": 0}, "max_new_tokens: found 0"),
+        ({"question": None}, "question: found None; wanted a text"),
+        ({"question": ["In ", 3]}, r"question: found \['In ', 3\]; wanted"),
+        ({"audio": (np.zeros(9), 1 << 40)}, "at 1099511627776 Hz; wanted"),
         ({"question": "What is in <box:0,0,900,9>?"}, "region outside the picture.*The question was not asked"),
         ({"question": ["In ", Region(7, point=(1, 1)), "?"]}, "region without its picture.*The question was not asked"),
     ],
@@ -219,3 +222,5 @@ def test_names_that_are_no_model():
         mmchat.load("docs")
     with pytest.raises(ValueError, match=r"revision 'main' and the local configs/tiny\.yaml"):
         mmchat.load("configs/tiny.yaml", revision="main")
+    with pytest.raises(ValueError, match="dtype: found 'float8'; wanted float32 or bfloat16"):
+        mmchat.load("configs/tiny.yaml", dtype="float8")

@@ -140,6 +140,15 @@ def test_weights_that_would_mean_something_else_are_refused(data, pictures, tmp_
         open_start(_config(data, tmp_path, "audio", GROWING, **{"start": str(pictures.folder), **changed}))
 
 
+@pytest.mark.parametrize(("new", "old"), [("audio", "video"), ("image", "video")])
+def test_nothing_begins_as_what_is_not_there_nor_in_place_of_what_is(data, pictures, tmp_path, new, old):
+    entry = yaml.safe_load((tiny.ROOT / "configs/tiny.yaml").read_text())["model"]["modalities"]
+    entry["video"]["connector"] = entry["audio"]["connector"] = entry["image"]["connector"]
+    more = {"model__modalities": entry, "start": str(pictures.folder), "start_as": {new: old}}
+    with pytest.raises(CheckpointError, match=f"start_as {new}: {old}: wanted .* has connectors.image, fusion.image"):
+        open_start(_config(data, tmp_path, "image", ["connectors"], **more))
+
+
 def test_another_base_model_is_refused_by_its_files_or_by_what_it_answers(data, pictures, tmp_path):
     def config(name: str, **llm: Any) -> RunConfig:
         folder = str(tiny.build_llm(tmp_path / name, **llm))
