@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.packages import DOWNLOADS
-from data_prep.voices import FLITE, LEVEL_DBFS, RATE_HZ, say, speech_power, voices
+from data_prep.packages import PackageError
+from data_prep.voices import LEVEL_DBFS, RATE_HZ, say, speech_power, voices
 
 TEXT = "Turn off the lights in the kitchen."
 VOICED = "We are away all year, you know."
@@ -43,10 +43,11 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("name", ["hibari.heart", "espeak.en-us+f2", "flite.slt"])
 def test_a_voice_says_the_same_whatever_it_said_before(name: str) -> None:
-    if name.startswith("flite") and not all((DOWNLOADS / package.file).exists() for package in FLITE):
-        pytest.skip("flite is not fetched: python data_prep/directed_speech.py fetches it")
     (voice,) = voices([name])
-    first = say(TEXT, voice)
+    try:
+        first = say(TEXT, voice)
+    except PackageError as error:
+        pytest.skip(f"not run, {name} cannot be had: {error}")  # flite comes by apt alone
     other = say("Something else, said in between.", voice, rate=1.3)
     again = say(TEXT, voice)
     assert np.array_equal(first, again) and len(other) != len(first)
