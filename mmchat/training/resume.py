@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -12,7 +12,9 @@ from mmchat import distributed
 from mmchat.checkpoint import Checkpoint, CheckpointError, base_identity, newest
 from mmchat.config import RunConfig, StageConfig, parse_config
 from mmchat.models.probe import probe_agrees, probe_logits
-from mmchat.training.engine import Engine
+
+if TYPE_CHECKING:  # --plan reads a start by this module, and must not load DeepSpeed
+    from mmchat.training.engine import Engine
 
 # A stage may be resumed with these keys changed; any other difference would make it another run.
 FREE_STAGE_KEYS = {

@@ -35,13 +35,13 @@ def test_the_notebook_runs(heart, tmp_path):
     NotebookClient(
         notebook, timeout=500, kernel_name="python3", resources={"metadata": {"path": NOTEBOOK.parent}}
     ).execute()
-    shown = {
-        cell.source.splitlines()[0]: output.get("data", {}) | {"printed": output.get("text", "")}
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
-        if output.get("name") != "stderr"
-    }
+    shown: dict = {}
+    for cell in notebook.cells:
+        outputs = cell.outputs if cell.cell_type == "code" else []
+        for output in (output for output in outputs if output.get("name") != "stderr"):
+            found = shown.setdefault(cell.source.splitlines()[0], {"printed": ""})
+            found |= output.get("data", {})
+            found["printed"] += output.get("text", "")  # what is printed comes in any number of pieces
     answer = shown["answer = chat.ask(QUESTION, image=picture)"]["text/html"]
     assert '<img src="data:image/jpeg;base64,' in answer and BOX in answer and "the drum: box (16, 8, 48, 24)" in answer
     assert shown["for region in answer.regions:"]["printed"] == "the drum (16.0, 8.0, 48.0, 24.0)\n"
