@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from typing import NoReturn
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tokenizers warn in forked workers otherwise
 
@@ -29,6 +31,7 @@ def main() -> int:
     if not arguments.plan_seconds >= 0:
         parser.error(f"--plan-seconds {arguments.plan_seconds:g}: must be 0 or more")
 
+    signal.signal(signal.SIGINT, _stop_importing)
     try:
         from mmchat.config import dump_config, load_config
 
@@ -41,6 +44,7 @@ def main() -> int:
         if arguments.plan:
             from mmchat.training.plan import print_plan
 
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             stages = [stage for stage in config.stages if arguments.stage in (None, stage.name)]
             print_plan(config, stages, arguments.plan_seconds, arguments.ranks, arguments.plan_json)
             return 0
@@ -50,6 +54,7 @@ def main() -> int:
         from mmchat.training.resume import claim
         from mmchat.training.stage import StopRequest, train_stage
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         hide_progress_bars()
         start_distributed()
         stop, previous = StopRequest(), None
@@ -74,6 +79,12 @@ def main() -> int:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
+
+
+def _stop_importing(*_: object) -> NoReturn:
+    """There is nothing to save yet, and a KeyboardInterrupt raised inside a library's import may be swallowed there."""
+    print("\nstopped", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,12 @@ def write(grid: Grid, size: str, method: str, seed: int, eer: float, half: float
 
 @pytest.fixture
 def small(tmp_path: Path) -> Grid:
-    """Three seeds of what the claims at the small size need. Means: text 0.20, flora 0.16, full 0.155; at half 0.3."""
+    """Three seeds of what the claims at the small size need. Means: text 0.20, text_more 0.19, flora 0.16, full 0.155;
+    at half 0.3."""
     made = grid(tmp_path / "results")
     for seed, shift in enumerate((-0.01, 0.0, 0.01)):
         write(made, "small", "text", seed, 0.20 + shift)
+        write(made, "small", "text_more", seed, 0.19 + shift)
         write(made, "small", "flora", seed, 0.16 + shift)
         write(made, "small", "full", seed, 0.155 + shift, half=0.30)
         write(made, "small", "flora_adapter", seed, 0.17, half=0.30)
@@ -61,29 +63,31 @@ def verdicts(made: Grid, size: str) -> list[str]:
 
 
 def test_verdicts_follow_the_rules_of_the_grid(small):
-    """20 % below text; half a point above full; 7 % trained; an equal rate is not below."""
+    """20 and 16 % below text; half a point above full; 7 % trained; an equal rate is not below."""
     assert verdicts(small, "small") == [
-        "reproduced", "reproduced", "reproduced", "not reproduced", "reproduced", "not reproduced", "reproduced",
-        "not comparable", "not comparable",
+        "reproduced", "reproduced", "reproduced", "reproduced", "not reproduced", "reproduced", "not reproduced",
+        "reproduced", "not comparable", "not comparable",
     ]  # fmt: skip
     assert verdict(Found(small), small.claims[0], "small")[1] == "16.0 % against 20.0 %, 20% lower"
     assert set(verdicts(small, "medium")) == {"not run", "not comparable"}
 
 
-@pytest.mark.parametrize(("flora", "first", "second"), [(0.171, "not", "not"), (0.1699, "", "not"), (0.1651, "", "not"),
-                                                        (0.1649, "", "")])  # fmt: skip
-def test_thresholds(small, flora, first, second):
+@pytest.mark.parametrize(
+    ("flora", "below_text", "below_more", "near_full"),
+    [(0.171, False, False, False), (0.1699, True, False, False), (0.1651, True, False, False),
+     (0.1649, True, False, True), (0.1614, True, True, True)],
+)  # fmt: skip
+def test_thresholds(small, flora, below_text, below_more, near_full):
     for seed in range(3):
         write(small, "small", "flora", seed, flora)
-    found = verdicts(small, "small")
-    assert [one.startswith("not") for one in found[:2]] == [bool(first), bool(second)]
+    assert [word == "reproduced" for word in verdicts(small, "small")[:3]] == [below_text, below_more, near_full]
 
 
 def test_one_seed_that_lacks_is_not_run(small):
     small.result(small.cell("small", "full", 2)).unlink()
     found = verdicts(small, "small")
-    assert found[:3] == ["reproduced", "not run", "reproduced"] and found[4] == "not run"
-    assert verdict(Found(small), small.claims[1], "small")[1] == "1 of 6 results missing"
+    assert found[:4] == ["reproduced", "reproduced", "not run", "reproduced"] and found[5] == "not run"
+    assert verdict(Found(small), small.claims[2], "small")[1] == "1 of 6 results missing"
 
 
 def test_the_page_keeps_what_people_wrote_and_names_what_was_not_run(small, tmp_path):
@@ -95,7 +99,7 @@ def test_the_page_keeps_what_people_wrote_and_names_what_was_not_run(small, tmp_
     assert text.startswith("# Mine\n\nbefore\n") and text.endswith("## What was learned\n\nafter\n")
     assert "old tables" not in text and "| FLoRA | 3 of 3 | 7.0 % | 16.0 ± 1.0 |" in text
     assert "**reproduced**: 16.0 % against 20.0 %, 20% lower" in text
-    assert "15 of" in text and "`large-flora-r16-segment-s0`" in text and "Some CPU, 2 threads" in text
+    assert "18 of" in text and "`large-flora-r16-segment-s0`" in text and "Some CPU, 2 threads" in text
     for name in ("flora_missing_small.svg", "flora_size.svg"):
         assert f"images/{name}" in text
         ElementTree.fromstring((out.parent / "images" / name).read_text())
@@ -132,7 +136,7 @@ def test_the_shipped_grid_is_whole(tmp_path):
     for claim in made.claims:
         for method in filter(None, (claim.of, claim.than)):
             assert {cell.seed for cell in Found(made).seeds("small", method)} == {0, 1, 2}
-            assert all(names.index(cell.name) < 18 for cell in Found(made).seeds("small", method))
+            assert all(names.index(cell.name) < 21 for cell in Found(made).seeds("small", method))
     ranks = {cell.rank for cell in made.all_cells() if cell.size == "small" and cell.method == "flora"}
     assert ranks == {4, 8, 16, 64} and {cell.size for cell in made.all_cells()} == {"small", "medium", "large"}
     for cell in made.all_cells():
