@@ -200,6 +200,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from mmchat.inference.controls import Controls, parse_missing
     from mmchat.inference.evaluate import evaluate, load_protocol, summary
     from mmchat.inference.load import load
+    from mmchat.models.packed import pack
 
     seed = [] if arguments.seed is None else [f"seed={arguments.seed}"]
     protocol = load_protocol(arguments.protocol, [*arguments.set, *seed])
@@ -210,8 +211,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         "shuffle": arguments.shuffle,
         "seed": protocol.seed,
     }
+    loaded = load(arguments.checkpoint, arguments.dtype)
+    pack(loaded.model)
     metrics = evaluate(
-        load(arguments.checkpoint, arguments.dtype),
+        loaded,
         arguments.task,
         arguments.shards,
         arguments.out,

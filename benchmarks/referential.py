@@ -37,6 +37,7 @@ from mmchat.inference.evaluate import evaluate
 from mmchat.inference.load import Loaded, load
 from mmchat.metrics.boxes import iou
 from mmchat.models.llm import hide_progress_bars
+from mmchat.models.packed import pack
 from mmchat.tasks.question import Protocol, each_alone
 
 UNREADABLE = "unreadable"  # stands among the kinds of expressions
@@ -89,6 +90,7 @@ def main() -> int:
     rows = [row for row in ROWS if not arguments.small or row.name in SMALL]
     try:
         loaded = load(arguments.checkpoint, arguments.dtype)
+        pack(loaded.model)
         out = arguments.out or default_out(loaded)
         scores = {row.name: _evaluated(loaded, row, arguments.shards, out, arguments.limit) for row in rows}
     except (ValueError, OSError) as error:

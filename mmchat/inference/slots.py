@@ -6,11 +6,13 @@
     slot 2    |  . . . . . c c c c|          (sliding windows included)
 
 Where the columns are used up, the window moves to the front of fresh ones, once in HEADROOM steps.
+
+A pass may also read a part of a prompt that waits for its slot (MixedCache): the weights are read once for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +161,11 @@ class SlotCache(Cache):
         columns = slice(self._window.end - self.lengths[row], self._window.end)
         return tuple((x.keys[row, :, columns].clone(), x.values[row, :, columns].clone()) for x in self._slot_layers())
 
-    def mask(self, device: torch.device) -> Tensor:
-        """Mask [rows, width + 1] of the next step, 0 left of where a row begins."""
+    def mask(self, device: torch.device, window: int | None = None) -> Tensor:
+        """Mask [rows, width + 1] of the next step, 0 left of where a row begins, or of its last `window` tokens."""
         width = self.width
-        begins = torch.tensor([width - length for length in self.lengths], device=device)
+        reaches = [length if window is None else min(length, window - 1) for length in self.lengths]
+        begins = torch.tensor([width - reach for reach in reaches], device=device)
         return (torch.arange(width + 1, device=device) >= begins[:, None]).long()
 
     def begin_step(self) -> None:
@@ -207,3 +210,52 @@ class SlotCache(Cache):
 
     def _slot_layers(self) -> list[_SlotLayer]:
         return self.layers  # type: ignore[return-value]
+
+
+class MixedCache(Cache):
+    """For a pass over one sequence: the next token of every slot, then tokens of another row, which has its own cache.
+
+    Tokens of different rows stand in one sequence, so that the attention must go by parts: see `attend`.
+    """
+
+    def __init__(self, slots: SlotCache, row: RowCache) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.row = row
+        self._masks: dict[int | None, Tensor] = {}
+        self._parts: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """New keys and values [1, heads, slots + tokens, dim], which are given back: `attend` knows the others."""
+        new = (key_states, value_states)
+        keys, values = (states[0, :, : self.slots.rows].transpose(0, 1)[:, :, None] for states in new)
+        of_slots = self.slots.update(keys, values, layer_idx)
+        keys, values = (states[:, :, self.slots.rows :] for states in new)
+        self._parts = of_slots, self.row.update(keys, values, layer_idx)
+        return new
+
+    def attend(self, query: Tensor, sliding_window: int | None, attend: Callable[..., Tensor]) -> Tensor:
+        """Attention of the layer that has just been updated.
+
+        Args:
+            query: [1, heads, slots + tokens, dim]
+            attend: attention of (query, key, value, mask or None), each [rows, heads, length, dim].
+        Returns:
+            as the query.
+        """
+        assert self._parts is not None
+        rows, (of_slots, of_row) = self.slots.rows, self._parts
+        if sliding_window not in self._masks:
+            mask = self.slots.mask(query.device, sliding_window)
+            self._masks[sliding_window] = mask[:, None, None].bool()
+        steps = attend(query[0, :, :rows].transpose(0, 1)[:, :, None], *of_slots, self._masks[sliding_window])
+        read = attend(query[:, :, rows:], *of_row, None)
+        return torch.cat([steps[:, :, 0].transpose(0, 1)[None], read], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return query_length, 0

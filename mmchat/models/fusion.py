@@ -136,12 +136,12 @@ class LowRankFusion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.gates.scaled is not None, "the model sets the gates before its layers run"
-        a, b = self._joined()
+        a, b = self.joined()
         low = F.linear(x, a) * self.gates.scaled  # [rows, length, pairs * rank]
         y = self.base(x)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(y)
 
-    def _joined(self) -> tuple[Tensor, Tensor]:
+    def joined(self) -> tuple[Tensor, Tensor]:
         """All pairs as A [pairs * rank, in] and B [out, pairs * rank]."""
         pairs = [self.pair(name) for name in self.gates.pairs]
         if len(pairs) == 1:

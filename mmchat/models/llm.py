@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import torch
 from einops import rearrange
@@ -102,6 +103,12 @@ SEGMENTS = "mmchat_segments"
 PRODUCTS_MAX_LENGTH = 512
 
 
+class MixedRows(Protocol):
+    """A cache for several conversations in one row; it is given to the decoder as `mixed` too."""
+
+    def attend(self, query: Tensor, sliding_window: int | None, attend: Callable[..., Tensor]) -> Tensor: ...
+
+
 def _segment_attention(
     module: nn.Module,
     query: Tensor,
@@ -111,6 +118,7 @@ def _segment_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: Tensor | None = None,
+    mixed: MixedRows | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     **_: Any,
@@ -118,15 +126,15 @@ def _segment_attention(
     """Causal attention, one SDPA call for each segment of a packed row, so that no mask of length squared exists.
 
     Shapes: query [rows, heads, q_length, dim]; key, value [rows, kv_heads, k_length, dim] -> [rows, q_length, heads,
-    dim]. cu_seq_lens_q [segments + 1]: borders of the segments of the single row; without it, every row is one
-    conversation whose queries are its last q_length positions (a cache holds the earlier ones).
+    dim]. cu_seq_lens_q [segments + 1]: borders of the segments of the single row; mixed: a cache that has put several
+    conversations into the single row; without either, every row is one conversation whose queries are its last
+    q_length positions (a cache holds the earlier ones).
     """
     if softcap is not None:
         raise ValueError("attention with softcapping (Gemma 2) needs attention: eager or flex_attention")
     gqa = key.shape[1] != query.shape[1]
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = attention_mask
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = attention_mask) -> Tensor:
         q_length, k_length = q.shape[2], k.shape[2]
         windowed = sliding_window is not None and k_length > sliding_window
         if mask is None and q_length > 1 and (q_length < k_length or windowed):
@@ -145,6 +153,8 @@ def _segment_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=gqa
         )
 
+    if mixed is not None:
+        return mixed.attend(query, sliding_window, attend).transpose(1, 2), None
     if cu_seq_lens_q is None:
         return attend(query, key, value).transpose(1, 2), None
     lengths = cu_seq_lens_q.diff().tolist()

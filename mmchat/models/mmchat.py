@@ -75,19 +75,21 @@ class MMChat(nn.Module):
         cache: Cache | None = None,
         attention_mask: Tensor | None = None,
         tokens: dict[str, Tensor] | None = None,
+        is_mixed: bool = False,
     ) -> Tensor:
         """Last hidden states [rows, length, dim].
 
         With neither cache nor mask the batch is a pack: one row of segments that do not see each other. With a mask
         [rows, cached + length] (0 = padding) rows are separate conversations. tokens: the batch's media tokens, where
-        the caller has them already.
+        the caller has them already. is_mixed: the cache is one for several conversations in one row (MixedRows), which
+        needs the attention `segments` and no late fusion.
         """
         if tokens is None:
             tokens = self.media_tokens(batch)
         embeddings = self.embed(batch, tokens)
         if self.gates is not None:
             self.gates.set(batch.presence, embeddings.dtype)
-        packed: dict[str, Any] = {}
+        packed: dict[str, Any] = {"mixed": cache} if is_mixed else {}
         if cache is None and attention_mask is None:
             packed = pack_arguments(batch.segment_ids)
         hidden = decoder_of(self.llm)(

@@ -2,15 +2,17 @@
 
 transformers' continuous batching does not serve this model: it runs on token ids alone, while here media tokens come as
 embeddings and every token has gates of its own. So one thread runs the model, over a cache with a slot for each answer.
-A turn of it reads a bounded part of the prompts that wait, then makes the next token of every running answer at once.
-Prompts are prepared (rendered, decoded, encoded) by other threads.
+A turn of it makes the next token of every running answer at once and reads a bounded part of a prompt that waits, in
+the same pass where the attention allows it. Prompts are prepared (rendered, decoded, encoded) by other threads.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -18,17 +20,19 @@ from collections import deque
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from mmchat.batch import IGNORE, Batch, MediaBatch
 from mmchat.errors import SampleError
 from mmchat.inference.generate import choose
 from mmchat.inference.load import Loaded
-from mmchat.inference.slots import SlotCache, check_cacheable, row_cache, states_of
+from mmchat.inference.slots import MixedCache, SlotCache, check_cacheable, row_cache, states_of
 from mmchat.models.head import logits_of
+from mmchat.models.llm import SEGMENTS
 from mmchat.serving.answer import Answer, Ask, EngineError, EngineFull, Piece, Request, Speaker, TokenScore
 from mmchat.serving.media_cache import MediaCache
 from mmchat.serving.prefixes import PrefixStore
-from mmchat.serving.prompt import Reader, late_media
+from mmchat.serving.prompt import Reader, in_one_row, late_media
 
 __all__ = ["Answer", "Ask", "Engine", "EngineError", "EngineFull", "Piece", "TokenScore"]
 
@@ -37,8 +41,10 @@ _LOG = logging.getLogger(__name__)
 # Threads that prepare prompts: for those with video or sound, whose decoders may hang, and for all others.
 _SLOW_READERS = 3
 _QUICK_READERS = 2
-# Prompt tokens that are read between two steps: as many as take about as long as a step, within these.
-_MIN_CHUNK = 16
+_READERS_NICENESS = 10
+# Prompt tokens that are read with a step: as many as take about as long as the step, within these. Fewer hardly take
+# less time: every pass reads all weights.
+_MIN_CHUNK = 64
 _MAX_CHUNK = 512
 # So many failed steps one after another mean that the device is lost.
 _MAX_FAILURES = 3
@@ -93,9 +99,10 @@ class Engine:
         self._prefixes = PrefixStore(cache_tokens)
         self._reading: Request | None = None
         self._late: tuple[dict[str, MediaBatch], dict[str, Tensor]] | None = None  # of the rows, until these change
-        self._chunk = 64
+        self._chunk = _MIN_CHUNK
         self._step_s = 0.0
         self._failures = 0
+        self._can_mix = loaded.model.late is None and loaded.model.llm.config._attn_implementation == SEGMENTS
         self._thread = threading.Thread(target=self._run, name="mmchat-engine", daemon=True)
         self._quick: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._slow: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -168,6 +175,11 @@ class Engine:
     # ---- the readers' threads
 
     def _prepare_all(self, lane: queue.SimpleQueue[Request | None]) -> None:
+        # On a CPU, steps go before pictures. Where OpenMP has more threads than there are cores, they no longer wait
+        # awake for the next operation: on two cores, readers with two threads each made steps twice as long.
+        torch.set_num_threads(max(1, torch.get_num_threads() // 4))  # of the calling thread alone
+        if sys.platform == "linux":  # where threads have priorities of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _READERS_NICENESS)
         while (request := lane.get()) is not None:
             self._prepare(request)
             del request  # it holds media, and the next one may be long in coming
@@ -220,10 +232,10 @@ class Engine:
 
     def _turn(self) -> None:
         self._drop_cancelled()
-        self._read_prompts()
-        if self._rows:
+        self._reading = self._reading or self._next_ready()
+        went_on = self._reading is not None and self._read_on(self._reading)
+        if self._rows and not went_on:
             self._step()
-            self._failures = 0
 
     def _drop_cancelled(self) -> None:
         with self._wake:
@@ -239,31 +251,48 @@ class Engine:
         for request in gone:
             self._end(request)
 
-    def _read_prompts(self) -> None:
-        """Reads so much of the waiting prompts that the running answers hardly feel it."""
-        was_running = bool(self._rows)
-        begun_s, num_read = time.perf_counter(), 0
-        while num_read < (limit := self._chunk if self._rows else _MAX_CHUNK):
-            self._reading = self._reading or self._next_ready()
-            request = self._reading
-            if request is None:
-                break
-            end = min(len(request.prompt), request.num_read + limit - num_read)
-            num_read += end - request.num_read
-            try:
-                self._read(request, end)
-            except Exception as error:
-                _LOG.exception("a prompt could not be read")
-                self._reading = None
-                self._prefixes.clear()
-                self._count_failure(error)
-                self._end(request, EngineError("the model failed on this request"))
-        if was_running and num_read >= self._chunk:
-            taken_s = time.perf_counter() - begun_s
-            if taken_s > 1.2 * self._step_s:
+    def _read_on(self, request: Request) -> bool:
+        """Reads a part of a prompt, so small that the running answers hardly feel it.
+
+        Returns whether the running answers went on in the same pass, which costs less than two.
+        """
+        assert request.cache is not None
+        model, prompt, rows = self.loaded.model, request.prompt, len(self._rows)
+        mixes = bool(rows) and self._can_mix
+        limit = self._chunk if rows else _MAX_CHUNK
+        begun_s, begin = time.perf_counter(), request.num_read
+        request.num_read = end = min(len(prompt), begin + limit)
+        try:
+            batch, tokens = prompt.part(begin, end, model.late is not None)
+            cache: Cache = request.cache
+            if mixes:
+                self._slots.begin_step()
+                batch, cache = in_one_row(self._next_tokens({}), batch), MixedCache(self._slots, request.cache)
+            hidden = model.hidden(batch.to(self.loaded.device), cache, None, tokens, mixes)
+        except Exception as error:
+            self._fail_reading(request, error)
+            return False
+        if mixes:
+            self._go_on(hidden[0, :rows])
+        try:
+            if end == len(prompt):
+                self._begin_answer(request, hidden[:, -1])
+        except Exception as error:
+            self._fail_reading(request, error)
+        if rows and end - begin == limit:
+            taken_s = time.perf_counter() - begun_s - (self._step_s if mixes else 0.0)
+            if taken_s > 1.5 * self._step_s:
                 self._chunk = max(_MIN_CHUNK, self._chunk // 2)
-            elif taken_s < 0.5 * self._step_s:
+            elif taken_s < 0.75 * self._step_s:
                 self._chunk = min(_MAX_CHUNK, self._chunk * 2)
+        return mixes
+
+    def _fail_reading(self, request: Request, error: Exception) -> None:
+        _LOG.error("a prompt could not be read", exc_info=error)
+        self._reading = None
+        self._prefixes.clear()
+        self._count_failure(error)
+        self._end(request, EngineError("the model failed on this request"))
 
     def _next_ready(self) -> Request | None:
         """The request that has waited longest, if there is a slot and room for it."""
@@ -280,23 +309,17 @@ class Engine:
         request.answer.cached_tokens = known
         return request
 
-    def _read(self, request: Request, end: int) -> None:
-        """Reads the prompt up to `end`; where that is all of it, says the first token."""
-        model, prompt, cache = self.loaded.model, request.prompt, request.cache
-        assert cache is not None
-        batch, tokens = prompt.part(request.num_read, end, model.late is not None)
-        hidden = model.hidden(batch.to(self.loaded.device), cache, None, tokens)
-        request.num_read = end
-        if end < len(prompt):
-            return
+    def _begin_answer(self, request: Request, hidden: Tensor) -> None:
+        """The first token behind a prompt that has been read; hidden: [1, dim] of its last position."""
+        assert request.cache is not None
+        states = states_of(request.cache)
         self._reading = request.cache = None
         with self._wake:
-            self._totals["prompt_tokens"] += len(prompt)
+            self._totals["prompt_tokens"] += len(request.prompt)
             self._totals["cached_tokens"] += request.answer.cached_tokens
-        states = states_of(cache)
-        is_over = self._say([request], logits_of(model.llm, hidden[:, -1]))[0]
+        is_over = self._say([request], logits_of(self.loaded.model.llm, hidden))[0]
         if request.is_sound:
-            self._prefixes.put(prompt.marks, states)
+            self._prefixes.put(request.prompt.marks, states)
             self._failures = 0
         if not is_over:
             self._slots.join(states)
@@ -306,26 +329,35 @@ class Engine:
     def _step(self) -> None:
         """The next token of every row."""
         begun_s = time.perf_counter()
-        model, device = self.loaded.model, self.loaded.device
         self._slots.begin_step()
         media, tokens = self._late_media()
-        batch = Batch(
-            token_ids=torch.tensor([[request.speaker.ids[-1]] for request in self._rows]),
-            labels=torch.full((len(self._rows), 1), IGNORE),
-            segment_ids=torch.zeros(len(self._rows), 1, dtype=torch.int64),
+        batch, device = self._next_tokens(media), self.loaded.device
+        hidden = self.loaded.model.hidden(batch.to(device), self._slots, self._slots.mask(device), tokens)
+        self._go_on(hidden[:, -1])
+        taken_s = time.perf_counter() - begun_s
+        self._step_s = 0.8 * self._step_s + 0.2 * taken_s if self._step_s else taken_s
+
+    def _next_tokens(self, media: dict[str, MediaBatch]) -> Batch:
+        """The newest token of every row, [rows, 1], which has not been read yet."""
+        ids = torch.tensor([[request.speaker.ids[-1]] for request in self._rows])
+        return Batch(
+            token_ids=ids,
+            labels=torch.full_like(ids, IGNORE),
+            segment_ids=torch.zeros_like(ids),
             positions=torch.tensor(self._slots.lengths)[:, None],
             presence=torch.stack([request.gates for request in self._rows])[:, None],
             media=media,
         )
-        hidden = model.hidden(batch.to(device), self._slots, self._slots.mask(device), tokens)
+
+    def _go_on(self, hidden: Tensor) -> None:
+        """Says the next token of every row, whose newest has now been read; hidden: [rows, dim]."""
         self._slots.end_step()
-        is_over = self._say(self._rows, logits_of(model.llm, hidden[:, -1]))
-        taken_s = time.perf_counter() - begun_s
-        self._step_s = 0.8 * self._step_s + 0.2 * taken_s if self._step_s else taken_s
+        is_over = self._say(self._rows, logits_of(self.loaded.model.llm, hidden))
         for row in range(len(self._rows) - 1, -1, -1):
             if is_over[row]:
                 self._remember(row)
                 self._leave(row)
+        self._failures = 0
 
     def _late_media(self) -> tuple[dict[str, MediaBatch], dict[str, Tensor]]:
         """Under late fusion the media of all rows, which every step looks at; else none."""

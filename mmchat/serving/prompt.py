@@ -78,6 +78,23 @@ class Prompt:
         return batch, embedded
 
 
+def in_one_row(steps: Batch, part: Batch) -> Batch:
+    """The new tokens of running answers, [rows, 1], and behind them a part of a prompt, [1, length], as one row."""
+    rows = len(steps.token_ids)
+
+    def joined(first: Tensor, second: Tensor) -> Tensor:
+        return torch.cat([first.transpose(0, 1), second], dim=1)
+
+    return Batch(
+        token_ids=joined(steps.token_ids, part.token_ids),
+        labels=joined(steps.labels, part.labels),
+        segment_ids=joined(steps.segment_ids, part.segment_ids),
+        positions=joined(steps.positions, part.positions),
+        presence=joined(steps.presence, part.presence),
+        media={name: replace(item, index=item.index + rows) for name, item in part.media.items()},
+    )
+
+
 def late_media(prompts: Sequence[Prompt]) -> tuple[dict[str, MediaBatch], dict[str, Tensor]]:
     """All media of rows under late fusion, where tokens look at it from outside the LLM."""
     items: dict[str, list[tuple[int, EncodedMedia]]] = {}

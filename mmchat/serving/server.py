@@ -18,6 +18,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mmchat.inference.load import Loaded, load
+from mmchat.models.packed import pack
 from mmchat.serving.access import Access, is_loopback, load_key
 from mmchat.serving.app import build_app
 from mmchat.serving.engine import Engine
@@ -181,7 +182,13 @@ def serve(checkpoint: str, dtype: str | None, settings: Settings) -> None:
     """`infer.py serve`. Raises as `load` and `Server` do."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     _LOG.setLevel(logging.INFO)
-    Server(settings, lambda: load(checkpoint, dtype)).run()
+
+    def load_packed() -> Loaded:
+        loaded = load(checkpoint, dtype)
+        pack(loaded.model)
+        return loaded
+
+    Server(settings, load_packed).run()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -112,11 +112,16 @@ def _joined(pieces):
 def _check_mixed(loaded, monkeypatch, count=16):
     """Few slots, small chunks and little headroom: rows join, leave and move all the time."""
     monkeypatch.setattr(slots, "HEADROOM", 4)
+    monkeypatch.setattr(engine_module, "_MIN_CHUNK", 16)
     monkeypatch.setattr(engine_module, "_MAX_CHUNK", 32)
     asks = [Ask(c, Decoding(max_new_tokens=4 + 5 * i % 21)) for i, c in enumerate(_mixed(count))]
+    mixed = []
+    monkeypatch.setattr(engine_module, "MixedCache", lambda *caches: mixed.append(1) or slots.MixedCache(*caches))
     with _running(loaded, max_running=5) as engine:
         together = [piece.text for piece in _answers(engine, asks)]
         assert engine.stats()["running"] == 0
+    # Late fusion looks at media by rows.
+    assert bool(mixed) == (loaded.model.late is None)
     assert engine._slots.num_bytes == 0
     assert together == [_alone(loaded, ask.conversation, ask.decoding) for ask in asks]
     assert len(set(together)) > count // 2
