@@ -8,6 +8,7 @@ OUT           a checkpoint: the connector's weights, config.yaml, manifest.json
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,11 @@ def import_llava(
     # Behind an answer, templates of LLaVA leave out the token that ends it, which was there in training.
     asked = [asked[0], asked[2]]
     if chat_format is None:
-        values["chat"] |= _chat_of(values, partial, processor, asked, config.image_token_id, source)
+        try:
+            values["chat"] |= _chat_of(values, partial, processor, asked, config.image_token_id, source)
+        except ValueError:
+            shutil.rmtree(partial)
+            raise
     else:
         values["chat"] |= {"format": chat_format}
     run = parse_config(values, "import")
@@ -136,6 +141,11 @@ def obstacles(config: Any, resize: _Resize) -> list[str]:
         return [f"a vision tower of {vision.model_type}; wanted CLIP or SigLIP"]
     if not isinstance(config.vision_feature_layer, int):
         found.append(f"vision_feature_layer {config.vision_feature_layer}: features of several layers; wanted one")
+    elif config.vision_feature_layer == 0 or abs(config.vision_feature_layer) > vision.num_hidden_layers:
+        found.append(
+            f"vision_feature_layer {config.vision_feature_layer}; wanted a layer from 1 to {vision.num_hidden_layers}, "
+            "or counted from the end from -1"
+        )
     if vision.model_type == "siglip_vision_model" and config.vision_feature_select_strategy == "default":
         found.append("vision_feature_select_strategy default leaves out SigLIP's first patch, which is no class token")
     if config.projector_hidden_act not in ("gelu", "linear"):

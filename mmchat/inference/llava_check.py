@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, LlavaForConditionalGeneration
 
@@ -117,10 +118,13 @@ def differences(
 
 
 def load_llava(folder: str | Path) -> LlavaForConditionalGeneration:
-    """In float32, from safetensors alone; no code of the folder runs."""
-    return LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    ).eval()
+    """In float32, from safetensors alone; no code of the folder runs. Raises ValueError for a file that is damaged."""
+    try:
+        return LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        ).eval()
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights cannot be read ({error})") from error
 
 
 def load_processor(folder: str | Path) -> Any:

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -86,8 +86,10 @@ class Server:
     def __init__(
         self, settings: Settings, load_model: Callable[[], Loaded], is_allowed: Callable[[Address], bool] = is_public
     ) -> None:
-        limits = settings.limits
-        self.settings = settings
+        # More answers to one request than there are places would never begin.
+        choices = min(settings.limits.choices, settings.max_running + settings.max_waiting)
+        limits = settings.limits.model_copy(update={"choices": choices})
+        self.settings = replace(settings, limits=limits)
         self.service = Service(read_access(settings), limits, Fetcher(settings.domains, limits, is_allowed))
         self.ready = threading.Event()  # the model is loaded, or has failed to be
         self._load_model = load_model

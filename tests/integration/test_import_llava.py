@@ -189,6 +189,8 @@ def test_training_sees_the_prompt_that_is_asked(imported):
     [
         (None, {"projector_hidden_act": "relu"}, "projector_hidden_act relu"),
         (None, {"vision_feature_layer": [-1, -2]}, "features of several layers"),
+        (None, {"vision_feature_layer": 0}, "wanted a layer from 1 to 3"),
+        (None, {"vision_feature_layer": -4}, "wanted a layer from 1 to 3"),
         (SiglipVisionConfig(**VISION), {}, "SigLIP's first patch"),
         (CLIPVisionConfig(**VISION | {"image_size": 64}), {}, "a square of 64 pixels"),
     ],
@@ -207,8 +209,17 @@ def test_an_unknown_template_needs_a_name(llava, tmp_path):
     )
     with pytest.raises(ValueError, match="no chat format here makes the ids"):
         import_llava(str(folder), tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
     import_llava(str(folder), tmp_path / "out", chat_format="vicuna")
     assert load(tmp_path / "out", "float32").config.chat.format == "vicuna"
+
+
+def test_damaged_weights_are_named(llava, tmp_path):
+    folder = shutil.copytree(llava, tmp_path / "odd")
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="its weights cannot be read"):
+        import_llava(str(folder), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("process_group")

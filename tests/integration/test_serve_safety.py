@@ -102,6 +102,7 @@ HOSTILE = {
     "too many messages": ([user("a")] * 11, {}, 400, "found 11 messages"),
     "too much text": ([user("a" * 2001)], {}, 400, "found 2001 characters"),
     "a million answers": ([user("a")], {"n": 10**6}, 400, "found 1000000 answers"),
+    "more answers than there are places": ([user("a")], {"n": 3}, 400, "found 3 answers; wanted up to 2"),
     "a billion tokens": ([user("a")], {"max_tokens": 10**9}, 400, "found 1000000000 tokens"),
     "too large a body": ([user("a" * TOO_LARGE)], {}, 413, "wanted up to 300000 bytes"),
     "this machine": ([user(url_part("http://127.0.0.1:8000/x.png"))], {}, 400, "this server fetches nothing"),
