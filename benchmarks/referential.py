@@ -1,4 +1,4 @@
-"""Scores a checkpoint that refers to places: python benchmarks/referential.py CHECKPOINT [--small] [--limit N]
+"""Scores a checkpoint that refers to places: python benchmarks/referential.py CHECKPOINT [--small] [--limit N] [--dialogues N]
 
 New scenes of known kinds on photographs that training never showed, and scenes of kinds that it never showed. Each task
 is scored with the scene's picture and with another scene's; places also against a box in the middle, dialogues also
@@ -84,6 +84,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="default: evaluations/RUN-STAGE-STEP, or RUN-FOLDER of a release")
     parser.add_argument("--small", action="store_true", help="places only, against the small run's threshold")
     parser.add_argument("--limit", type=_positive, help="first N scenes of each set only")
+    parser.add_argument("--dialogues", type=_positive, help="first N dialogues only: a question has 100 candidates")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     hide_progress_bars()
@@ -92,7 +93,11 @@ def main() -> int:
         loaded = load(arguments.checkpoint, arguments.dtype)
         pack(loaded.model)
         out = arguments.out or default_out(loaded)
-        scores = {row.name: _evaluated(loaded, row, arguments.shards, out, arguments.limit) for row in rows}
+        limits = {"visdial": arguments.dialogues or arguments.limit}
+        scores = {
+            row.name: _evaluated(loaded, row, arguments.shards, out, limits.get(row.task, arguments.limit))
+            for row in rows
+        }
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
