@@ -1,4 +1,4 @@
-"""Scores a checkpoint that refers to places: python benchmarks/referential.py CHECKPOINT [--small] [--limit N] [--dialogues N]
+"""Scores a checkpoint that refers to places: python benchmarks/referential.py CHECKPOINT [--small] [--limit N]
 
 New scenes of known kinds on photographs that training never showed, and scenes of kinds that it never showed. Each task
 is scored with the scene's picture and with another scene's; places also against a box in the middle, dialogues also

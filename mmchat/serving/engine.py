@@ -20,13 +20,12 @@ from collections import deque
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from mmchat.batch import IGNORE, Batch, MediaBatch
 from mmchat.errors import SampleError
 from mmchat.inference.generate import choose
 from mmchat.inference.load import Loaded
-from mmchat.inference.slots import MixedCache, SlotCache, check_cacheable, row_cache, states_of
+from mmchat.inference.slots import MixedCache, RowCache, SlotCache, check_cacheable, row_cache, states_of
 from mmchat.models.head import logits_of
 from mmchat.models.llm import SEGMENTS
 from mmchat.serving.answer import Answer, Ask, EngineError, EngineFull, Piece, Request, Speaker, TokenScore
@@ -103,6 +102,8 @@ class Engine:
         self._step_s = 0.0
         self._failures = 0
         self._can_mix = loaded.model.late is None and loaded.model.llm.config._attn_implementation == SEGMENTS
+        self._num_threads = torch.get_num_threads()
+        self._settled = threading.Barrier(_QUICK_READERS + _SLOW_READERS + 1)
         self._thread = threading.Thread(target=self._run, name="mmchat-engine", daemon=True)
         self._quick: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._slow: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
@@ -177,7 +178,8 @@ class Engine:
     def _prepare_all(self, lane: queue.SimpleQueue[Request | None]) -> None:
         # On a CPU, steps go before pictures. Where OpenMP has more threads than there are cores, they no longer wait
         # awake for the next operation: on two cores, readers with two threads each made steps twice as long.
-        torch.set_num_threads(max(1, torch.get_num_threads() // 4))  # of the calling thread alone
+        _use_threads(max(1, self._num_threads // 4))
+        self._settled.wait()
         if sys.platform == "linux":  # where threads have priorities of their own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _READERS_NICENESS)
         while (request := lane.get()) is not None:
@@ -214,6 +216,8 @@ class Engine:
 
     @torch.no_grad()
     def _run(self) -> None:
+        self._settled.wait()
+        _use_threads(self._num_threads)
         while True:
             with self._wake:
                 while not (self._is_closing or self._rows or self._reading or self._ready or self._any_cancelled()):
@@ -264,7 +268,7 @@ class Engine:
         request.num_read = end = min(len(prompt), begin + limit)
         try:
             batch, tokens = prompt.part(begin, end, model.late is not None)
-            cache: Cache = request.cache
+            cache: RowCache | MixedCache = request.cache
             if mixes:
                 self._slots.begin_step()
                 batch, cache = in_one_row(self._next_tokens({}), batch), MixedCache(self._slots, request.cache)
@@ -444,3 +448,12 @@ class Engine:
         if last is not None:
             answer.put(last)
         answer.end(error)
+
+
+def _use_threads(count: int) -> None:
+    """How many threads an operation of the calling thread takes.
+
+    A thread that has not asked yet takes what any other one has set last, also after it has set its own.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(count)

@@ -363,6 +363,25 @@ def test_prompts_that_take_too_much_memory_do_not_end_the_service(engine, loaded
     assert _answer(engine, Ask(_asked("Hello"), DECODING))[0].text == _alone(loaded, _asked("Hello"))
 
 
+def test_steps_have_all_threads_and_pictures_few(loaded):
+    before, found = torch.get_num_threads(), {}
+    model = loaded.model
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, who=who: found.update({who: torch.get_num_threads()}))
+        for who, module in (("steps", decoder_of(model.llm)), ("pictures", model.encoders["image"]))
+    ]
+    torch.set_num_threads(4)
+    try:
+        with _running(loaded) as engine:
+            _answer(engine, Ask(_asked(_picture(77), "What?"), DECODING))
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+        for hook in hooks:
+            hook.remove()
+    assert found == {"steps": 4, "pictures": 1}
+
+
 def test_numbers_that_are_none_end_one_answer(engine, loaded):
     def poison(module, args, kwargs, output):
         if kwargs["position_ids"].shape == (2, 1):
