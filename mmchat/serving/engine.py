@@ -41,9 +41,10 @@ _LOG = logging.getLogger(__name__)
 _SLOW_READERS = 3
 _QUICK_READERS = 2
 _READERS_NICENESS = 10
-# Prompt tokens that are read with a step: as many as take about as long as the step, within these. Fewer hardly take
-# less time: every pass reads all weights.
-_MIN_CHUNK = 64
+# Prompt tokens that are read with a step: as many as take up to as long as the step, within these. In a pass of their
+# own, few hardly take less time than many, as every pass reads all weights.
+_MIN_CHUNK = 16
+_MIN_CHUNK_ALONE = 64
 _MAX_CHUNK = 512
 # So many failed steps one after another mean that the device is lost.
 _MAX_FAILURES = 3
@@ -98,10 +99,10 @@ class Engine:
         self._prefixes = PrefixStore(cache_tokens)
         self._reading: Request | None = None
         self._late: tuple[dict[str, MediaBatch], dict[str, Tensor]] | None = None  # of the rows, until these change
-        self._chunk = _MIN_CHUNK
         self._step_s = 0.0
         self._failures = 0
         self._can_mix = loaded.model.late is None and loaded.model.llm.config._attn_implementation == SEGMENTS
+        self._chunk = _MIN_CHUNK if self._can_mix else _MIN_CHUNK_ALONE
         self._num_threads = torch.get_num_threads()
         self._settled = threading.Barrier(_QUICK_READERS + _SLOW_READERS + 1)
         self._thread = threading.Thread(target=self._run, name="mmchat-engine", daemon=True)
@@ -285,9 +286,9 @@ class Engine:
             self._fail_reading(request, error)
         if rows and end - begin == limit:
             taken_s = time.perf_counter() - begun_s - (self._step_s if mixes else 0.0)
-            if taken_s > 1.5 * self._step_s:
-                self._chunk = max(_MIN_CHUNK, self._chunk // 2)
-            elif taken_s < 0.75 * self._step_s:
+            if taken_s > self._step_s:
+                self._chunk = max(_MIN_CHUNK if mixes else _MIN_CHUNK_ALONE, self._chunk // 2)
+            elif taken_s < 0.4 * self._step_s:
                 self._chunk = min(_MAX_CHUNK, self._chunk * 2)
         return mixes
 

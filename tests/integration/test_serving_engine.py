@@ -112,7 +112,7 @@ def _joined(pieces):
 def _check_mixed(loaded, monkeypatch, count=16):
     """Few slots, small chunks and little headroom: rows join, leave and move all the time."""
     monkeypatch.setattr(slots, "HEADROOM", 4)
-    monkeypatch.setattr(engine_module, "_MIN_CHUNK", 16)
+    monkeypatch.setattr(engine_module, "_MIN_CHUNK_ALONE", 16)
     monkeypatch.setattr(engine_module, "_MAX_CHUNK", 32)
     asks = [Ask(c, Decoding(max_new_tokens=4 + 5 * i % 21)) for i, c in enumerate(_mixed(count))]
     mixed = []
