@@ -1,6 +1,6 @@
 """Sixteen streams at once beside one stream and an offline batch; gaps between tokens; second questions; cancels.
 
-    GOMP_SPINCOUNT=20000 python benchmarks/serving.py
+    OMP_NUM_THREADS=1 GOMP_SPINCOUNT=20000 python benchmarks/serving.py
 
 Every request has a picture of its own, in fp32; no answer ends before its length, so that all contenders make the same
 number of tokens. Answers are compared before anything is timed. Wall-clock time: nothing else should run. Exits with

@@ -208,8 +208,6 @@ def test_the_command_makes_these_folders():
 
 @pytest.fixture(scope="module")
 def demo() -> Path:
-    if not (DEMO / "manifest.json").is_file():
-        pytest.skip("not fetched: checkpoints/demo is not there")
     bases = [base["pretrained"] for base in json.loads((DEMO / "manifest.json").read_text())["bases"].values()]
     if absent := [base for base in bases if not (tiny.ROOT / base).is_dir()]:
         pytest.skip(f"not fetched: {', '.join(absent)}; python data_prep/base_models.py makes them")
