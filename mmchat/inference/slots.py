@@ -1,18 +1,19 @@
 """One key-value cache for conversations that come and go: a slot each, and all of them end at the same column.
 
-            start                end
+                width       end
     slot 0    |  . . a a a a a a a|          a decode step writes one column and reads a view, so that nothing is
     slot 1    |  b b b b b b b b b|          copied; the same mask as for a padded batch hides what is left of a row
     slot 2    |  . . . . . c c c c|          (sliding windows included)
 
-Where the columns are used up, the window moves to the front of fresh ones, once in HEADROOM steps.
+Where a layer's columns are used up, its rows move to the front of fresh ones. Layers have different numbers of columns,
+so that they do not all move in the same step.
 
 A pass may also read a part of a prompt that waits for its slot (MixedCache): the weights are read once for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-# Columns beyond the longest row that are allocated at a time, in tokens.
+# Columns beyond the longest row that are allocated at a time, in tokens: so many at most, and half of it at least.
 HEADROOM = 256
 
 # Keys and values of every layer, [heads, length, dim] each.
@@ -65,24 +66,28 @@ def states_of(cache: RowCache) -> LayerStates:
 
 
 @dataclass
-class _Window:
-    """The slots that are used, and the columns in which they lie."""
+class _Rows:
+    """How many slots are used, and the columns of the longest row."""
 
-    rows: int = 0
-    start: int = 0
-    end: int = 0
+    count: int = 0
+    width: int = 0
 
 
 class _SlotLayer(CacheLayerMixin):
-    """Keys and values [slots, heads, columns, dim]; zero wherever no token of a row lies, never something undefined."""
+    """Keys and values [slots, heads, columns, dim]; zero left of a row's tokens, where masked columns are read too.
+
+    Attributes:
+        end: the column behind the last token of every row.
+    """
 
     is_sliding = False
 
-    def __init__(self, window: _Window, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, rows: _Rows, keys: Tensor, values: Tensor, end: int) -> None:
         super().__init__()
-        self.window = window
+        self.rows = rows
         self.keys: Tensor = keys
         self.values: Tensor = values
+        self.end = end
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,18 +95,18 @@ class _SlotLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """One new token of every row, [rows, heads, 1, dim]; returns views with it, [rows, heads, width + 1, dim]."""
-        window = self.window
+        count, start = self.rows.count, self.end - self.rows.width
         found = []
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
-            kept[: window.rows, :, window.end] = new[:, :, 0]
-            found.append(kept[: window.rows, :, window.start : window.end + 1])
+            kept[:count, :, self.end] = new[:, :, 0]
+            found.append(kept[:count, :, start : self.end + 1])
         return found[0], found[1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.window.end - self.window.start
+        return self.rows.width
 
     def get_max_length(self) -> int:
         return -1
@@ -117,7 +122,7 @@ class SlotCache(Cache):
     def __init__(self) -> None:
         super().__init__(layers=[])
         self.lengths: list[int] = []
-        self._window = _Window()
+        self._rows = _Rows()
 
     @property
     def rows(self) -> int:
@@ -135,12 +140,13 @@ class SlotCache(Cache):
     def join(self, states: LayerStates) -> None:
         """Takes a row in, as the last one."""
         length, row = states[0][0].shape[1], self.rows
-        self._make_room(states, length)
-        end = self._window.end
-        for layer, pair in zip(self._slot_layers(), states, strict=True):
+        for number, pair in enumerate(states):
+            layer = self._slot_layers()[number] if self.rows else None
+            if layer is None or row == len(layer.keys) or length > layer.end:
+                layer = self._move(number, len(states), pair, row + 1, max(self.width, length))
             for kept, new in zip((layer.keys, layer.values), pair, strict=True):
-                kept[row].zero_()
-                kept[row, :, end - length : end] = new
+                kept[row, :, : layer.end - length].zero_()
+                kept[row, :, layer.end - length : layer.end] = new
         self.lengths.append(length)
         self._settle()
 
@@ -149,7 +155,8 @@ class SlotCache(Cache):
         last = self.rows - 1
         if row != last:
             for layer in self._slot_layers():
-                layer.keys[row], layer.values[row] = layer.keys[last], layer.values[last]
+                for kept in (layer.keys, layer.values):
+                    kept[row, :, : layer.end] = kept[last, :, : layer.end]
             self.lengths[row] = self.lengths[last]
         self.lengths.pop()
         if not self.lengths:
@@ -158,8 +165,11 @@ class SlotCache(Cache):
 
     def copy_of(self, row: int) -> LayerStates:
         """Keys and values of a row."""
-        columns = slice(self._window.end - self.lengths[row], self._window.end)
-        return tuple((x.keys[row, :, columns].clone(), x.values[row, :, columns].clone()) for x in self._slot_layers())
+        states = []
+        for layer in self._slot_layers():
+            columns = slice(layer.end - self.lengths[row], layer.end)
+            states.append((layer.keys[row, :, columns].clone(), layer.values[row, :, columns].clone()))
+        return tuple(states)
 
     def mask(self, device: torch.device, window: int | None = None) -> Tensor:
         """Mask [rows, width + 1] of the next step, 0 left of where a row begins, or of its last `window` tokens."""
@@ -170,43 +180,37 @@ class SlotCache(Cache):
 
     def begin_step(self) -> None:
         """To be called before the model runs: there must be a column to write to."""
-        layers = self._slot_layers()
-        if self._window.end == layers[0].keys.shape[2]:
-            self._move([(layer.keys[0], layer.values[0]) for layer in layers], self.rows, self.width)
+        for number, layer in enumerate(self._slot_layers()):
+            if layer.end == layer.keys.shape[2]:
+                self._move(number, len(self.layers), (layer.keys[0], layer.values[0]), self.rows, self.width)
 
     def end_step(self) -> None:
         """To be called after the model has run, which has written one token of every row."""
-        self._window.end += 1
+        for layer in self._slot_layers():
+            layer.end += 1
         self.lengths = [length + 1 for length in self.lengths]
         self._settle()
 
-    def _make_room(self, states: LayerStates, length: int) -> None:
-        layers = self._slot_layers()
-        if not layers or self.rows == len(layers[0].keys) or length > self._window.end:
-            self._move(states, self.rows + 1, max(self.width, length))
+    def _move(self, number: int, layers: int, like: tuple[Tensor, Tensor], rows: int, end: int) -> _SlotLayer:
+        """A layer's rows into fresh tensors with slots for `rows`, and columns after `end`, at which they end now.
 
-    def _move(self, like: Sequence[tuple[Tensor, Tensor]], rows: int, end: int) -> None:
-        """Fresh tensors with slots for `rows` and columns after `end`, at which the rows of now end.
-
-        like: of every layer, keys and values [heads, any, dim].
+        Args:
+            layers: how many there are, of which this is the one with `number`.
+            like: keys and values [heads, any, dim].
         """
         slots = 1 << (rows - 1).bit_length()
-        old, window, width = self._slot_layers(), self._window, self.width
-        layers: list[Any] = []
-        for number, pair in enumerate(like):
-            fresh = [x.new_zeros(slots, x.shape[0], end + HEADROOM, x.shape[2]) for x in pair]
-            if old:
-                for new, kept in zip(fresh, (old[number].keys, old[number].values), strict=True):
-                    columns = slice(window.end - width, window.end)
-                    new[: self.rows, :, end - width : end] = kept[: self.rows, :, columns]
-            layers.append(_SlotLayer(window, *fresh))
-        self.layers = layers
-        window.end = end
-        self._settle()
+        columns = end + HEADROOM * (layers + number + 1) // (2 * layers)
+        fresh = [x.new_zeros(slots, x.shape[0], columns, x.shape[2]) for x in like]
+        if self.rows:
+            old, width = self._slot_layers()[number], self.width
+            for new, kept in zip(fresh, (old.keys, old.values), strict=True):
+                new[: self.rows, :, end - width : end] = kept[: self.rows, :, old.end - width : old.end]
+        layer = _SlotLayer(self._rows, fresh[0], fresh[1], end)
+        self.layers[number : number + 1] = [layer]  # the first row's are appended
+        return layer
 
     def _settle(self) -> None:
-        self._window.rows = self.rows
-        self._window.start = self._window.end - self.width
+        self._rows.count, self._rows.width = self.rows, self.width
 
     def _slot_layers(self) -> list[_SlotLayer]:
         return self.layers  # type: ignore[return-value]

@@ -40,9 +40,11 @@ _LOG = logging.getLogger(__name__)
 # Threads that prepare prompts: for those with video or sound, whose decoders may hang, and for all others.
 _SLOW_READERS = 3
 _QUICK_READERS = 2
-_READERS_NICENESS = 10
-# Prompt tokens that are read with a step: as many as take up to as long as the step, within these. In a pass of their
-# own, few hardly take less time than many, as every pass reads all weights.
+# Lower priorities make the steps of many answers begin later, and so cost tokens; higher ones make single steps slow.
+_READERS_NICENESS = 5
+# Prompt tokens that are read while others answer: as many as make the pass this share longer than a step, within these
+# bounds. In a pass of their own, few hardly take less time than many, as every pass reads all weights.
+_MAX_EXTRA = 0.6
 _MIN_CHUNK = 16
 _MIN_CHUNK_ALONE = 64
 _MAX_CHUNK = 512
@@ -264,9 +266,8 @@ class Engine:
         assert request.cache is not None
         model, prompt, rows = self.loaded.model, request.prompt, len(self._rows)
         mixes = bool(rows) and self._can_mix
-        limit = self._chunk if rows else _MAX_CHUNK
         begun_s, begin = time.perf_counter(), request.num_read
-        request.num_read = end = min(len(prompt), begin + limit)
+        request.num_read = end = min(len(prompt), begin + (self._chunk if rows else _MAX_CHUNK))
         try:
             batch, tokens = prompt.part(begin, end, model.late is not None)
             cache: RowCache | MixedCache = request.cache
@@ -284,13 +285,17 @@ class Engine:
                 self._begin_answer(request, hidden[:, -1])
         except Exception as error:
             self._fail_reading(request, error)
-        if rows and end - begin == limit:
-            taken_s = time.perf_counter() - begun_s - (self._step_s if mixes else 0.0)
-            if taken_s > self._step_s:
-                self._chunk = max(_MIN_CHUNK if mixes else _MIN_CHUNK_ALONE, self._chunk // 2)
-            elif taken_s < 0.4 * self._step_s:
-                self._chunk = min(_MAX_CHUNK, self._chunk * 2)
+        if rows:
+            self._fit_chunk(end - begin, time.perf_counter() - begun_s, mixes)
         return mixes
+
+    def _fit_chunk(self, num_read: int, taken_s: float, mixes: bool) -> None:
+        """Makes the next parts of prompts shorter or longer, by what it took to read one of num_read tokens."""
+        extra_s = taken_s - self._step_s
+        if extra_s > _MAX_EXTRA * self._step_s:
+            self._chunk = max(_MIN_CHUNK if mixes else _MIN_CHUNK_ALONE, min(num_read, self._chunk) // 2)
+        elif num_read == self._chunk and extra_s < 0.4 * _MAX_EXTRA * self._step_s:
+            self._chunk = min(_MAX_CHUNK, self._chunk * 2)
 
     def _fail_reading(self, request: Request, error: Exception) -> None:
         _LOG.error("a prompt could not be read", exc_info=error)
