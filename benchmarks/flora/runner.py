@@ -23,6 +23,7 @@ from mmchat.inference.controls import Controls
 from mmchat.inference.evaluate import evaluate
 from mmchat.inference.load import load
 from mmchat.inference.predictions import PREDICTIONS, RUN, write_file
+from mmchat.models.packed import pack
 from mmchat.models.skeleton import skeleton
 from mmchat.training.log import duration
 from mmchat.training.resume import claim
@@ -168,6 +169,7 @@ def evaluate_cell(grid: Grid, cell: Cell, config: RunConfig, workshop: Workshop)
     method = grid.methods[cell.method]
     out = _evaluations(grid, config)
     loaded = load(config.folder, "float32")
+    pack(loaded.model)
     shards = workshop.features("test") if method.hears else grid.data.test
 
     def scores(share: float) -> dict[str, Any]:
