@@ -83,8 +83,8 @@ def main() -> int:
     parser.add_argument("--shards", type=Path, default=Path(".cache/referential_shards"))
     parser.add_argument("--out", type=Path, help="default: evaluations/RUN-STAGE-STEP, or RUN-FOLDER of a release")
     parser.add_argument("--small", action="store_true", help="places only, against the small run's threshold")
-    parser.add_argument("--limit", type=_positive, help="first N scenes of each set only")
-    parser.add_argument("--dialogues", type=_positive, help="first N dialogues only: a question has 100 candidates")
+    parser.add_argument("--limit", type=positive, help="first N scenes of each set only")
+    parser.add_argument("--dialogues", type=positive, help="first N dialogues only: a question has 100 candidates")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
     hide_progress_bars()
@@ -112,7 +112,8 @@ def main() -> int:
     return int(bool(missed))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number of records on the command line."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"wanted 1 or more, found {text}")
     return value
@@ -130,9 +131,14 @@ def default_out(loaded: Loaded) -> Path:
     return Path("evaluations") / "-".join(names)
 
 
+def folder_name(row: str) -> str:
+    """Of a row of the table."""
+    return re.sub(r"\W+", "-", row).strip("-")
+
+
 def _evaluated(loaded: Loaded, row: Row, shards: Path, out: Path, limit: int | None) -> dict[str, Any]:
     """The row's scores, those by kind of expression among them where the facts name kinds."""
-    folder = out / re.sub(r"\W+", "-", row.name).strip("-")
+    folder = out / folder_name(row.name)
     print(f"{row.name}: {folder}", flush=True)
     protocol = Protocol(max_new_tokens=96 if row.task == "spot" else 40, history=row.history)
     where = str(shards / row.shards)
