@@ -201,7 +201,8 @@ class RunConfig(Schema):
         for new, old in self.start_as.items():
             if new == old or new not in entries or old not in entries:
                 raise ValueError(f"start_as {new}: {old}: wanted two of the modalities {', '.join(entries)}")
-            if entries[new].connector != entries[old].connector:
+            one, other = (entries[name].connector.model_dump(exclude={"across_frames"}) for name in (new, old))
+            if one != other:
                 raise ValueError(f"start_as {new}: {old}: their connectors differ; wanted the same one")
 
     def _check_frame_times(self) -> None:

@@ -107,17 +107,21 @@ class MLPConfig(_ConnectorConfig):
 
 
 class AttentiveConfig(_ConnectorConfig):
-    """An MLP whose features look at each other in between: self-attention over a picture or a frame.
+    """An MLP whose features look at each other in between: self-attention over a picture, a frame or a whole clip.
 
     Where a thing ends, its neighbours tell: what one place of the encoder's grid shows says little of that, and an LLM
     takes long to learn to put places together (docs/experiments.md; Honeybee, arXiv 2312.06742, found that connectors
     that mix neighbours locate better). A learned map of the place is added before the attention, so that `places`
     is not needed.
+
+    across_frames: features of a clip look at those of all its frames, not of their own alone: what moves where can be
+        told from one token. Pictures are not touched by it.
     """
 
     kind: Literal["attentive"] = "attentive"
     hidden_dim: int | None = Field(None, gt=0)
     num_heads: int = Field(8, gt=0)
+    across_frames: bool = False
 
     @field_validator("places")
     @classmethod
@@ -285,7 +289,7 @@ class Connector(nn.Module):
 
 
 class Attentive(nn.Module):
-    """linear, place, GELU, attention within each frame (pre-norm, residual), linear.
+    """linear, place, GELU, attention within each frame or clip (pre-norm, residual), linear.
 
     forward: features [sum(t * h * w), feature_dim], shapes -> [sum(t * h * w), llm_dim]
     """
@@ -295,6 +299,7 @@ class Attentive(nn.Module):
         if hidden_dim % config.num_heads:
             raise ValueError(f"attentive: num_heads {config.num_heads} must divide hidden_dim {hidden_dim}")
         self.num_heads = config.num_heads
+        self.across_frames = config.across_frames
         self.enter = nn.Linear(feature_dim, hidden_dim)
         self.place = nn.Linear(PLACE_DIM, hidden_dim, bias=False)
         self.norm = nn.LayerNorm(hidden_dim)
@@ -307,7 +312,8 @@ class Attentive(nn.Module):
         hidden = F.gelu(self.enter(features) + self.place(waves))
         read = []
         for items, _ in _runs(self.to_qkv(self.norm(hidden)), shapes):  # items [n, t, h, w, 3 * dim]
-            q, k, v = rearrange(items, "n t h w (three a d) -> three (n t) a (h w) d", three=3, a=self.num_heads)
+            axes = "three n a (t h w) d" if self.across_frames else "three (n t) a (h w) d"
+            q, k, v = rearrange(items, f"n t h w (three a d) -> {axes}", three=3, a=self.num_heads)
             read.append(rearrange(F.scaled_dot_product_attention(q, k, v), "f a p d -> (f p) (a d)"))
         return self.leave(hidden + self.out(torch.cat(read)))
 

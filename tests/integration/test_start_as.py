@@ -83,3 +83,11 @@ def test_connectors_must_be_the_same(tmp_path: Path) -> None:
     values = yaml.safe_load((tiny.ROOT / "configs/tiny.yaml").read_text())
     with pytest.raises(ConfigError, match="their connectors differ"):
         parse_config(values | {"start": "x", "start_as": {"video": "image"}}, "test")
+
+
+def test_a_clip_may_look_across_frames_where_a_picture_has_one(tmp_path: Path) -> None:
+    values = yaml.safe_load((tiny.ROOT / "configs/tiny.yaml").read_text())
+    of_picture = {"kind": "attentive", "hidden_dim": 16, "num_heads": 2}
+    values["model"]["modalities"]["image"]["connector"] = of_picture
+    values["model"]["modalities"]["video"]["connector"] = of_picture | {"across_frames": True}
+    parse_config(values | {"start": "x", "start_as": {"video": "image"}}, "test")

@@ -27,6 +27,7 @@ CONFIGS = [
     MLPConfig(places=True, norm_output=True),
     PoolConfig(window=(2, 2, 3), places=True),
     AttentiveConfig(hidden_dim=12, num_heads=2, norm_output=True),
+    AttentiveConfig(hidden_dim=12, num_heads=2, across_frames=True),
     ResamplerConfig(num_queries=5, num_heads=2),
     SpatioTemporalConfig(),
 ]
@@ -99,6 +100,21 @@ def test_what_neighbours_show_is_learned_by_attention_alone(config, learns):
         loss.backward()
         optimizer.step()
     assert (float(loss.detach()) < 0.05) == learns, float(loss.detach())
+
+
+@pytest.mark.parametrize("across_frames", [False, True])
+def test_frames_look_at_each_other_only_across_frames(across_frames):
+    torch.manual_seed(0)
+    alone = AttentiveConfig(hidden_dim=12, num_heads=2).build(6, 8, 0.1)
+    connector = AttentiveConfig(hidden_dim=12, num_heads=2, across_frames=across_frames).build(6, 8, 0.1)
+    connector.load_state_dict(alone.state_dict())
+    picture, clip = _features(((1, 2, 2),)), _features(((3, 2, 2),))
+    assert torch.equal(connector(picture, ((1, 2, 2),)), alone(picture, ((1, 2, 2),)))
+    changed = clip.clone()
+    changed[8:] += 1  # the last frame
+    before, after = connector(clip, ((3, 2, 2),)), connector(changed, ((3, 2, 2),))
+    assert torch.equal(before[:8], after[:8]) != across_frames
+    assert not torch.equal(before[8:], after[8:])
 
 
 def test_attentive_refuses_heads_that_do_not_fit():
