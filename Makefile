@@ -53,7 +53,7 @@ $(TALK): .venv/demo
 	    --split $$split --set about=$${about%:*}; done; done
 	mv $@.partial $@
 
-# What configs/demo_media.yaml learns from and is scored on. `human` is read by people, and is for scoring alone.
+# What configs/demo_speech.yaml and demo_video.yaml learn from and are scored on. `human` is read by people, and is for scoring alone.
 $(MEDIA_SHARDS): .venv/speech
 	test -d $(TALK) || $(MAKE) $(TALK)
 	$(BIN)/python data_prep/moving_stamps.py --out $(MEDIA)/moving_stamps
@@ -85,7 +85,7 @@ $(DIRECTED_SHARDS): .venv/speech
 directed-speech: .venv/speech  ## a corpus of speech to a device and to others: clips, a check, a page, shards
 	test -d $(DIRECTED_SHARDS) || $(MAKE) $(DIRECTED_SHARDS)
 
-media-scenes: .venv/speech  ## the clips and recordings of configs/demo_media.yaml, and the base models
+media-scenes: .venv/speech  ## the clips and recordings of configs/demo_speech.yaml and demo_video.yaml, and the base models
 	$(BIN)/python data_prep/base_models.py
 	test -d $(MEDIA_SHARDS) || $(MAKE) $(MEDIA_SHARDS)
 

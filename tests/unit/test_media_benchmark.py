@@ -30,10 +30,12 @@ def test_every_threshold_can_be_missed() -> None:
         "spoken questions",
     ]
     assert len(media._missed(scores(0.70, 0.39, 0.45, 0.30))) == 2
+    without_video = {name: of_row for name, of_row in scores(0, 1, 0, 0).items() if "clips" not in name}
+    assert len(media._missed(without_video)) == 2
 
 
 def test_the_table_has_a_line_for_every_row() -> None:
-    lines = media._table(scores(0.7, 0.5, 0.5, 0.1)).splitlines()
+    lines = media._table(scores(0.7, 0.5, 0.5, 0.1), media.ROWS).splitlines()
     assert len(lines) == 2 + len(media.ROWS)
     assert lines[2] == (
         "| clips | 10 | 50.0 % accuracy | 70.0 % accuracy_temporal, 50.0 % accuracy_motion, 50.0 % accuracy_yes_no, "
