@@ -38,7 +38,7 @@ PROTOCOLS = Path(__file__).resolve().parent.parent / "configs" / "protocols"
 LEAST_FIRST, SHUFFLED_FIRST = 0.70, (0.40, 0.60)
 LEAST_ABOVE_OTHER = {"spoken commands": 0.20, "spoken questions": 0.10}
 FIRST = "accuracy_temporal"
-WORDS = ("wer", "cer", "exact_match")
+WORDS = ("word_error_rate", "character_error_rate", "exact_match")
 _PLAIN, _OTHER, _NONE = Controls(), Controls(swap=("audio",)), Controls(missing={"audio": 1.0})
 
 
