@@ -4,7 +4,7 @@ Clips, recordings, pictures and voices are such that training never showed; `uns
 showed. Each task is scored with its media and with a control; a model without ears or without video is not asked what
 needs them. Everything lies in OUT; OUT/table.md is a table for a model card, OUT/scores.json its numbers.
 
-The exit status is 1 where a threshold is missed. They were fixed before the first run:
+The exit status is 1 where a threshold is missed. They were fixed before the first evaluation:
   what came first: 70 % of questions; with frames in any order 40 to 60 %, as chance is 50 %;
   spoken commands: 20 points more than with another recording; spoken questions: 10 points more.
 """
