@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from mmchat.conversation import Box
+
 IGNORE = -100
 
 # (time, height, width) of the features that an encoder yields for one item; a still image has time 1, audio height
@@ -27,6 +29,7 @@ class MediaBatch:
         anchors: [items, 3] row, segment, and position in the segment from which tokens may look at the item; only late
             fusion reads it.
         times_s: of each item the time of every frame in seconds; () for items that are no videos.
+        boxes: of each item those that its conversation speaks of, in shares of the encoder's input; () of videos.
     """
 
     data: Tensor
@@ -34,6 +37,7 @@ class MediaBatch:
     index: Tensor
     anchors: Tensor
     times_s: tuple[tuple[float, ...], ...] = ()
+    boxes: tuple[tuple[Box, ...], ...] = ()
 
     def to(self, device: torch.device) -> MediaBatch:
         return replace(self, data=self.data.to(device), index=self.index.to(device), anchors=self.anchors.to(device))
@@ -64,6 +68,10 @@ class Batch:
     @property
     def num_learned(self) -> int:
         return int((self.labels != IGNORE).sum())
+
+    @property
+    def num_boxes(self) -> int:
+        return sum(len(boxes) for media in self.media.values() for boxes in media.boxes)
 
     def to(self, device: torch.device) -> Batch:
         return replace(

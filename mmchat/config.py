@@ -105,6 +105,26 @@ class ScheduleConfig(Schema):
         return self.min_ratio == 1.0
 
 
+class LossConfig(Schema):
+    """What a step minimises: the weighted sum of these, over the number of learned tokens.
+
+    answers: cross-entropy of the answers; 0 does not run the LLM, and the sum is then over the number of boxes.
+    regions: cross-entropy of boxes that a linear layer reads from the media tokens which show them; one box counts as
+    one token. Needs `read_boxes`. keep: squared distance of media tokens to those that the stage began with, relative
+    to their length, so that an LLM that knows them still does; one media token counts as one token.
+    """
+
+    answers: NotNegative = 1.0
+    regions: NotNegative = 0.0
+    keep: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not (self.answers or self.regions):
+            raise ValueError("answers and regions are both 0; wanted one of them at least")
+        return self
+
+
 class StageConfig(Schema):
     """One training stage: what learns and how fast, on which mixture, for how many steps, how distributed.
 
@@ -119,6 +139,7 @@ class StageConfig(Schema):
     data: Annotated[list[SourceConfig], Field(min_length=1)]
     steps: Count
     batch: BatchConfig
+    losses: LossConfig = LossConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: NotNegative = 1.0
@@ -189,6 +210,10 @@ class RunConfig(Schema):
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, found {names}")
         self._check_start_as()
+        image = self.model.modalities.image
+        for stage in self.stages:
+            if stage.losses.regions and not (image is not None and image.read_boxes):
+                raise ValueError(f"stage {stage.name}: losses.regions needs model.modalities.image.read_boxes: true")
         if self.chat.frame_times == "text":
             self._check_frame_times()
         return self

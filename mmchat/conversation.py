@@ -13,6 +13,9 @@ Role = Literal["system", "user", "assistant"]
 # The order in which modalities are numbered wherever a tensor has a modality axis.
 MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 
+# x0, y0, x1, y1
+Box = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class MediaHeader:
@@ -81,7 +84,7 @@ class Region:
     """
 
     media: int
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
     point: tuple[float, float] | None = None
     tube: tuple[tuple[float, float, float, float, float], ...] | None = None
     time_s: float | None = None

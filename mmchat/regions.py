@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, get_args
 
-from mmchat.conversation import Region
+from mmchat.conversation import Box, Region
 from mmchat.errors import SampleError
 from mmchat.region_marks import MAX_TIME_S, Mark, marks
 
@@ -60,6 +60,11 @@ class Geometry:
 
     def to_original(self, x: float, y: float) -> tuple[float, float]:
         return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
+
+    def to_shares(self, box: Box) -> Box:
+        """A box in original pixels as shares of the encoder's input; what is cropped away lies outside 0 to 1."""
+        (x0, y0), (x1, y1) = self.to_input(*box[:2]), self.to_input(*box[2:])
+        return x0 / self.input_width, y0 / self.input_height, x1 / self.input_width, y1 / self.input_height
 
 
 def check_region(region: Region, width: int, height: int, duration_s: float | None = None) -> Region:
@@ -113,9 +118,7 @@ def _check_times(times_s: Sequence[float], region: Region) -> None:
         )
 
 
-def _inside(
-    box: tuple[float, float, float, float], region: Region, width: int, height: int
-) -> tuple[float, float, float, float]:
+def _inside(box: Box, region: Region, width: int, height: int) -> Box:
     found = f"found {_shown(region)} in a picture of {width} x {height} pixels"
     if not all(map(math.isfinite, box)):
         raise SampleError("region not finite", f"{found}; wanted numbers")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmchat.batch import IGNORE
 from mmchat.config import ChatConfig
-from mmchat.conversation import MODALITIES, Conversation, MediaRef, Modality, Part, Region, Turn
+from mmchat.conversation import MODALITIES, Box, Conversation, MediaRef, Modality, Part, Region, Turn
 from mmchat.data.chat_format import chat_format
 from mmchat.errors import SampleError
 from mmchat.modalities import MediaPlan, Preprocess
@@ -39,6 +40,7 @@ class PlannedMedia:
     Attributes:
         start: position of the first placeholder.
         offsets: of the placeholders from the first one, where text stands between them; () where they are one run.
+        boxes: in a picture, all that the conversation speaks of, in shares of the encoder's input.
     """
 
     modality: Modality
@@ -47,6 +49,7 @@ class PlannedMedia:
     start: int
     num_placeholders: int
     offsets: tuple[int, ...] = ()
+    boxes: tuple[Box, ...] = ()
 
     @property
     def places(self) -> Sequence[int]:
@@ -324,7 +327,8 @@ class _Writer:
         self.num_placed = 0  # media items that the turns so far have shown, and those before the first one
         self.ids: list[int] = []
         self.learned: list[bool] = []
-        self.media: list[PlannedMedia] = []
+        self.media: dict[int, PlannedMedia] = {}  # by number
+        self.boxes: dict[int, list[Box]] = defaultdict(list)  # by the number of their picture
         self.waiting: list[tuple[str, bool]] = []  # text that is tokenised with what follows, and whether it is learned
 
     def begin(self, system: Turn | None, said: list[Turn]) -> list[Turn]:
@@ -384,7 +388,8 @@ class _Writer:
         self._flush()
         gates = np.zeros((len(self.ids), len(MODALITIES)), np.float32)
         fusion = self.template.fusion
-        for item in self.media:
+        media = tuple(replace(item, boxes=tuple(self.boxes[number])) for number, item in self.media.items())
+        for item in media:
             if isinstance(fusion, FLoRAConfig) and item.modality not in closed:
                 own = fusion.scope == "own_tokens"
                 rows = list(item.places) if own else slice(None)
@@ -392,7 +397,7 @@ class _Writer:
         following = [*self.ids[1:], 0]
         learned = [*self.learned[1:], False]
         labels = [token if learns else IGNORE for token, learns in zip(following, learned, strict=True)]
-        return Sample(self.key, self.ids, labels, gates, tuple(self.media))
+        return Sample(self.key, self.ids, labels, gates, media)
 
     def _say(self, text: str, learned: bool) -> None:
         if self.template.format.joins:
@@ -428,7 +433,7 @@ class _Writer:
         start = places[0] if places else len(self.ids)
         is_one_run = places == list(range(start, start + len(places)))
         offsets = () if is_one_run else tuple(place - start for place in places)
-        self.media.append(PlannedMedia(ref.modality, ref, plan, start, len(places), offsets))
+        self.media[number] = PlannedMedia(ref.modality, ref, plan, start, len(places), offsets)
         self._say(self.template.config.media_suffix.get(ref.modality, ""), learned=False)
 
     def _region(self, region: Region) -> str:
@@ -449,6 +454,8 @@ class _Writer:
             header = self.plans[region.media][0].header
             duration_s = None if header is None else header.duration_s
             region = check_region(region, geometry.width, geometry.height, duration_s)
+            if region.box is not None and self.plans[region.media][0].modality == "image":
+                self.boxes[region.media].append(geometry.to_shares(region.box))
             return self.template.config.regions.render(region, geometry, self._number(region.media))
         except SampleError as error:
             raise SampleError(error.reason, f"{self.key}: {error.detail}") from error

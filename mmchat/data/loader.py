@@ -54,6 +54,10 @@ class Step:
     def num_learned(self) -> int:
         return sum(batch.num_learned for batch in self.batches)
 
+    @property
+    def num_boxes(self) -> int:
+        return sum(batch.num_boxes for batch in self.batches)
+
 
 class Loader:
     """Steps for one rank of a stage, from the start or from saved lane states.

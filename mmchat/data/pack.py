@@ -151,6 +151,7 @@ def collate(samples: Sequence[Sample], media: Sequence[Sequence[Tensor]]) -> Bat
                 index=_ints([offset + place for item, _, offset, _ in items[modality] for place in item.places]),
                 anchors=_ints([(0, segment, item.start) for item, _, _, segment in items[modality]]),
                 times_s=tuple(item.plan.times_s for item, *_ in items[modality]),
+                boxes=tuple(item.boxes for item, *_ in items[modality]),
             )
             for modality in MODALITIES
             if modality in items
@@ -185,6 +186,7 @@ def join(packs: Sequence[Batch]) -> Batch:
                 index=torch.cat([item.index + offset for item, offset, _ in found]),
                 anchors=torch.cat([item.anchors + offset for item, _, offset in found]),
                 times_s=tuple(times_s for item, _, _ in found for times_s in item.times_s),
+                boxes=tuple(boxes for item, _, _ in found for boxes in item.boxes),
             )
     return Batch(
         token_ids=torch.cat([pack.token_ids for pack in packs], dim=1),

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmchat.conversation import Region
-
-Box = tuple[float, float, float, float]
+from mmchat.conversation import Box, Region
 
 
 def iou(a: Box, b: Box) -> float:

@@ -17,6 +17,7 @@ from mmchat.modalities.audio import AudioConfig
 from mmchat.modalities.feature_files import FeatureReader, StoredFeatures, describe
 from mmchat.modalities.image import ImageConfig
 from mmchat.modalities.video import SharedEncoder, VideoConfig
+from mmchat.models.box_readout import BoxReadout
 from mmchat.models.connector import Connector, ConnectorConfig
 from mmchat.models.fusion import (
     EarlyConfig,
@@ -44,7 +45,18 @@ class _Entry(Schema):
 
 
 class ImageEntry(ImageConfig, _Entry):
-    pass
+    """read_boxes: the model has a layer that reads boxes from media tokens, which the loss `regions` needs."""
+
+    read_boxes: bool = False
+
+    @model_validator(mode="after")
+    def _has_places(self) -> Self:
+        if self.read_boxes and self.connector.grid((1, 1, 1)) is None:
+            raise ValueError(
+                f"read_boxes: tokens of connector {self.connector.kind} have no place; leave it out, or choose linear, "
+                "mlp, attentive or pool"
+            )
+        return self
 
 
 class VideoEntry(VideoConfig, _Entry):
@@ -82,6 +94,10 @@ class Modalities(Schema):
     def preprocesses(self) -> dict[Modality, Preprocess]:
         """One preprocess a modality, for training, inference and serving alike; loads no weights."""
         return {modality: self._preprocess(modality) for modality in self.entries()}
+
+    def readouts(self, llm_dim: int) -> dict[str, BoxReadout]:
+        """Layers that read boxes from media tokens, by modality."""
+        return {"image": BoxReadout(llm_dim)} if self.image is not None and self.image.read_boxes else {}
 
     def reader(self, modality: Modality) -> FeatureReader | None:
         """What stands in place of the encoder where its features are stored; None where they are not."""
@@ -151,7 +167,9 @@ class ModelConfig(Schema):
                 gates = adapt(decoder_of(llm), self.fusion, tuple(self.modalities.entries()))
             elif isinstance(self.fusion, LateConfig):
                 late = LateFusion(self.fusion, llm_dim).to(dtype)
-        return MMChat(llm, encoders, connectors, shared, gates, late)
+        with _seeded(seed, "readouts"):
+            readouts = {name: readout.to(dtype) for name, readout in self.modalities.readouts(llm_dim).items()}
+        return MMChat(llm, encoders, connectors, shared, gates, late, readouts)
 
 
 @contextmanager

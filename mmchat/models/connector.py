@@ -63,6 +63,10 @@ class _ConnectorConfig(Schema):
         """How the tokens of an item lie in time; None for kinds whose tokens read many moments."""
         return None
 
+    def grid(self, shape: FeatureShape) -> FeatureShape | None:
+        """(t, h, w) of the tokens of an item; None for kinds whose tokens read many places."""
+        return shape
+
 
 class _PlacelessConfig(_ConnectorConfig):
     """Of kinds whose tokens lie nowhere: each of them reads many places."""
@@ -73,6 +77,9 @@ class _PlacelessConfig(_ConnectorConfig):
         if value:
             raise ValueError("its tokens have no place; leave `places` out, or choose linear, mlp or pool")
         return value
+
+    def grid(self, shape: FeatureShape) -> None:
+        return None
 
 
 class LinearConfig(_ConnectorConfig):
@@ -153,15 +160,15 @@ class PoolConfig(_ConnectorConfig):
     mode: Literal["average", "shuffle"] = "average"
     hidden_dim: int | None = Field(None, gt=0)
 
-    def pooled_shape(self, shape: FeatureShape) -> FeatureShape:
+    def grid(self, shape: FeatureShape) -> FeatureShape:
         t, h, w = (math.ceil(size / step) for size, step in zip(shape, self.window, strict=True))
         return t, h, w
 
     def num_tokens(self, shape: FeatureShape) -> int:
-        return math.prod(self.pooled_shape(shape))
+        return math.prod(self.grid(shape))
 
     def moments(self, shape: FeatureShape) -> Moments:
-        _, height, width = self.pooled_shape(shape)
+        _, height, width = self.grid(shape)
         return Moments(self.window[0], height * width)
 
     def build(self, feature_dim: int, llm_dim: int, token_std: float) -> Connector:
@@ -336,13 +343,13 @@ class Places(nn.Module):
 
     def __init__(self, config: AnyConnectorConfig, llm_dim: int, token_std: float) -> None:
         super().__init__()
-        self.shape_of = config.pooled_shape if isinstance(config, PoolConfig) else tuple
+        self.grid = config.grid
         self.project = nn.Linear(PLACE_DIM, llm_dim, bias=False)
         # As large in sum as the tokens themselves.
         nn.init.normal_(self.project.weight, std=token_std * (PLACE_DIM / 2) ** -0.5)
 
     def forward(self, tokens: Tensor, shapes: Sequence[FeatureShape]) -> Tensor:
-        waves = [place_waves(self.shape_of(shape)) for shape in shapes]
+        waves = [place_waves(self.grid(shape)) for shape in shapes]
         return tokens + self.project(torch.cat(waves).to(tokens))
 
 

@@ -6,6 +6,7 @@ token ids ─▶ token embeddings ───────────────�
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from mmchat.batch import Batch, MediaBatch, TokenLoss
+from mmchat.batch import Batch, FeatureShape, MediaBatch, TokenLoss
+from mmchat.models.box_readout import BoxReadout
 from mmchat.models.connector import Connector
 from mmchat.models.fusion import Gates, LateFusion, late_visibility
 from mmchat.models.head import head_loss, logits_of
 from mmchat.models.llm import decoder_of, pack_arguments, token_embedding
+
+Encoded = tuple[Tensor, Sequence[FeatureShape], Sequence[Sequence[float]]]
 
 
 class MMChat(nn.Module):
@@ -28,6 +32,10 @@ class MMChat(nn.Module):
         connectors: one for each modality.
         gates: of the low-rank layers inside the LLM, or None without them.
         late: the late-fusion layer, or None; with it, media tokens stay out of the sequence.
+        readouts: of the modalities whose tokens' boxes are read (`read_boxes`).
+
+    Attributes:
+        objective: what `forward` sums, where that is not the loss of the answers alone (mmchat/training/losses.py).
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class MMChat(nn.Module):
         shared: dict[str, str],
         gates: Gates | None,
         late: LateFusion | None,
+        readouts: dict[str, BoxReadout],
     ) -> None:
         super().__init__()
         self.llm = llm
@@ -46,6 +55,8 @@ class MMChat(nn.Module):
         self.shared = shared
         self.gates = gates
         self.late = late
+        self.readouts = nn.ModuleDict(readouts)
+        self.objective: Callable[[MMChat, Batch], TokenLoss] | None = None
 
     def train(self, mode: bool = True) -> Self:
         """As usual, but frozen encoders stay as they were trained, and no encoder's batch norm moves its statistics.
@@ -62,7 +73,9 @@ class MMChat(nn.Module):
         return self
 
     def forward(self, batch: Batch) -> TokenLoss:
-        """The training and scoring path: summed loss over the learned tokens of the batch."""
+        """The training path: summed loss over the learned tokens of the batch, or what `objective` says."""
+        if self.objective is not None:
+            return self.objective(self, batch)
         return head_loss(self.llm, self.hidden(batch), batch.labels)
 
     def logits(self, batch: Batch) -> Tensor:
@@ -105,12 +118,16 @@ class MMChat(nn.Module):
         return hidden
 
     def media_tokens(self, batch: Batch) -> dict[str, Tensor]:
-        """Media tokens of every modality, [tokens, dim] in reading order.
+        """Media tokens of every modality, [tokens, dim] in reading order."""
+        return {modality: self.connectors[modality](*encoded) for modality, encoded in self.encoded(batch).items()}
+
+    def encoded(self, batch: Batch) -> dict[str, Encoded]:
+        """What the connector of every modality reads: features, their shapes, and times of frames in seconds.
 
         While training, every encoder and connector runs exactly once a call, on a harmless stand-in where the batch
         has no such item: ZeRO's collectives are issued by module calls, and a rank that skips one stops them all.
         """
-        tokens = {}
+        encoded: dict[str, Encoded] = {}
         for modality, connector in self.connectors.items():
             media = batch.media.get(modality)
             if media is None and not self.training:
@@ -126,8 +143,8 @@ class MMChat(nn.Module):
             learns = any(p.requires_grad for p in encoder.parameters())
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
                 features = encoder(data.to(dtype), shapes)
-            tokens[modality] = connector(features, shapes, times_s)
-        return tokens
+            encoded[modality] = (features, shapes, times_s)
+        return encoded
 
     def embed(self, batch: Batch, tokens: dict[str, Tensor]) -> Tensor:
         """Token embeddings with media tokens spliced in at their placeholders: [rows, length, dim]."""

@@ -1,4 +1,5 @@
-"""The parts of a model that stages train and checkpoints hold: connectors.image, fusion.image, encoders.audio, llm.
+"""The parts of a model that stages train and checkpoints hold: connectors.image, fusion.image, encoders.audio,
+readouts.image, llm.
 
 `fusion.<modality>` is that modality's low-rank pairs, `fusion.all` plain LoRA's, and `fusion` late fusion's layer, or
 the whole LLM under full fine-tuning.
@@ -32,7 +33,7 @@ def part_of(name: str, is_full: bool) -> str:
     is_full: the fusion is full fine-tuning, whose trainable part is the LLM itself.
     """
     head, _, rest = name.partition(".")
-    if head in ("connectors", "encoders"):
+    if head in ("connectors", "encoders", "readouts"):
         return f"{head}.{rest.partition('.')[0]}"
     if pair := _PAIR.fullmatch(name):
         return f"fusion.{pair[1]}"

@@ -70,7 +70,8 @@ def skeleton(config: ModelConfig, dtype: torch.dtype) -> MMChat:
             gates = adapt(decoder_of(llm), config.fusion, tuple(config.modalities.entries()))
         elif isinstance(config.fusion, LateConfig):
             late = LateFusion(config.fusion, llm_dim).to(dtype)
-        return MMChat(llm, encoders, connectors, shared, gates, late).train()
+        readouts = {name: readout.to(dtype) for name, readout in config.modalities.readouts(llm_dim).items()}
+        return MMChat(llm, encoders, connectors, shared, gates, late, readouts).train()
 
 
 def _encoder(config: Any) -> nn.Module:

@@ -37,9 +37,12 @@ def peak_flops() -> float | None:
 
 
 class FlopCounter:
-    """Counts the FLOPs of batches for one model with its present requires_grad flags."""
+    """Counts the FLOPs of batches for one model with its present requires_grad flags.
 
-    def __init__(self, model: MMChat) -> None:
+    runs_llm: False where a stage's losses do not.
+    """
+
+    def __init__(self, model: MMChat, runs_llm: bool = True) -> None:
         config = model.llm.config
         decoder = decoder_of(model.llm)
         embedding = {id(p) for p in model.llm.get_input_embeddings().parameters()}
@@ -60,6 +63,7 @@ class FlopCounter:
             for name, connector in model.connectors.items()
         }
         self.shared = model.shared
+        self.runs_llm = runs_llm
 
     def count(self, batch: Batch) -> float:
         """FLOPs of one forward and backward over the batch."""
@@ -72,6 +76,8 @@ class FlopCounter:
         lengths: tokens of every conversation. num_learned: learned tokens of all. media: by modality, encoder positions
         and media tokens in the sequence (none under late fusion).
         """
+        if not self.runs_llm:
+            lengths, num_learned = (), 0
         tokens = sum(lengths)
         pairs = sum(length * (length + 1) / 2 for length in lengths)  # causal: each token with itself and those before
         upstream = any(learns for parts in self.connectors.values() for _, learns in parts)

@@ -58,4 +58,6 @@ def activations(
     size = getattr(torch, stage.dtype).itemsize
     # A chunk's logits in fp32, and their gradient in the weights' dtype where that is another.
     logits = HEAD_CHUNK * token_embedding(model.llm).num_embeddings * (4 + (size if size < 4 else 0))
+    if not stage.losses.answers:  # the LLM does not run
+        inside = logits = 0
     return {"llm_activations": inside, "media_activations": around, "logits": logits}

@@ -232,7 +232,7 @@ def plan_stage(
     model = skeleton(config.model, getattr(torch, stage.dtype))
     parts = select(model, stage, config.model.fusion.kind == "full")
 
-    totals, done, started = _Totals(FlopCounter(model)), 0, time.monotonic()
+    totals, done, started = _Totals(FlopCounter(model, bool(stage.losses.answers))), 0, time.monotonic()
     said = started
     workers = min(len(os.sched_getaffinity(0)), batch.lanes) if stage.workers else 0
     for packs in itertools.islice(planned_steps(stage, config.seed, template, mixture, workers), stage.steps):

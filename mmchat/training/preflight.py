@@ -56,7 +56,7 @@ def preflight(
         if part.rate is None or any(gradients.get(name, 0.0) > 0 for name in part.parameters):
             continue
         modality = part.name.rpartition(".")[2]
-        needs_media = part.name.startswith(("connectors.", "encoders."))
+        needs_media = part.name.startswith(("connectors.", "encoders.", "readouts."))
         if needs_media and engine.model.late is not None:
             # Late fusion's output starts at zero: what lies before it learns from its first steps on.
             if fusion_learns:

@@ -80,10 +80,17 @@ def refuse_later_stages(config: RunConfig, stage: StageConfig, resumed: Checkpoi
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is, in every stage: seed, model, chat format, and the weights it began with."""
+    """What makes a run the run it is, in every stage: seed, model, chat format, and the weights it began with.
+
+    A later stage may bring the layer that reads boxes: nothing but its own loss depends on it.
+    """
     how = ("attention", "gradient_checkpointing")
     llm = {k: v for k, v in values["model"]["llm"].items() if k not in how}
-    model = {**values["model"], "llm": llm}
+    modalities = {
+        name: {k: v for k, v in entry.items() if k != "read_boxes"} if entry is not None else None
+        for name, entry in values["model"]["modalities"].items()
+    }
+    model = {**values["model"], "llm": llm, "modalities": modalities}
     began = {key: values[key] for key in ("seed", "start", "start_as")}
     return {**began, "model": model, "chat": values["chat"]}
 

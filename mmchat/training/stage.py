@@ -22,15 +22,17 @@ from mmchat.checkpoint import (
     prune,
     write_checkpoint,
 )
-from mmchat.config import RunConfig, StageConfig, dump_config
+from mmchat.config import LossConfig, RunConfig, StageConfig, dump_config
 from mmchat.data.build import build_template
 from mmchat.data.loader import Loader, Step
 from mmchat.data.mixture import Mixture
+from mmchat.models.connector import Connector
 from mmchat.models.parts import names_in, part_of
 from mmchat.models.probe import probe_logits
 from mmchat.training.engine import Engine, gather, partition
 from mmchat.training.flops import FlopCounter, peak_flops
 from mmchat.training.log import TrainLog, duration
+from mmchat.training.losses import Objective, kept_connectors
 from mmchat.training.preflight import preflight
 from mmchat.training.resume import bases, check_probe, check_same_run, last_of, refuse_later_stages
 from mmchat.training.schedule import rate_factor
@@ -116,6 +118,11 @@ def train_stage(
         expected = names_in(model, held, is_full)
         load_weights(model, weights, expected, start.folder, lambda ps: gather(ps, modify=True))
     parts = select(model, stage, is_full)
+    kept: dict[str, Connector] = {}
+    if stage.losses.keep:
+        began = weights if resumed is None else _weights_at_begin(config, stage, previous)
+        kept = kept_connectors(model, began)
+        del began
     held |= {part.name for part in parts if part.rate}
     _say(stage, f"{len(mixture.sources)} sources, {sum(s.num_samples for s in mixture.sources):,} samples")
     _say(stage, "\n" + table(parts))
@@ -125,6 +132,8 @@ def train_stage(
     loader = Loader(stage, config.seed, template, distributed.rank(), distributed.world_size(), states, mixture)
     engine = Engine(model, parts, stage, loader.num_micro_batches)
     engine.model.train()
+    if stage.losses != LossConfig():
+        engine.model.objective = Objective(stage.losses, {m: part.to(engine.device) for m, part in kept.items()})
     if start is not None:
         check_probe(engine, start)
     log = TrainLog(folder, config.run, stage.name, stage.steps, step, config.log)
@@ -178,7 +187,7 @@ class _Loop:
                 f"{resumed.folder}: the shards are not those that it was trained on (others, or in another order), so "
                 "its place in them means nothing. Restore them, or give the run another name (run=...)"
             )
-        self.flops = FlopCounter(engine.model)
+        self.flops = FlopCounter(engine.model, bool(stage.losses.answers))
         self.peak = peak_flops()
 
     def run(self, step: int, stop: StopRequest) -> bool:
@@ -186,7 +195,7 @@ class _Loop:
             started = time.perf_counter()
             data = self.loader.next_step()
             factor = rate_factor(step, self.stage.steps, self.stage.schedule)
-            totals = _totals(data, stop, sum(self.flops.count(batch) for batch in data.batches))
+            totals = _totals(self.stage, data, stop, sum(self.flops.count(batch) for batch in data.batches))
             seed = _step_seed(self.config.seed, self.stage.name, step)
             result = self.engine.train_step(data.batches, totals["learned"], factor, seed)
             step += 1
@@ -305,6 +314,13 @@ class _Loop:
             self.log.say(f"saved {folder} in {duration(time.perf_counter() - started)}")
 
 
+def _weights_at_begin(config: RunConfig, stage: StageConfig, previous: Path | None) -> dict[str, torch.Tensor]:
+    """What a stage that is continued had begun with; nothing where all began anew."""
+    if (before := last_of(config, previous, stage)) is not None:
+        return before.weights()
+    return with_copies(open_start(config)[0].weights(), config.start_as) if config.start is not None else {}
+
+
 def _open_start(config: RunConfig, stage: StageConfig) -> Checkpoint:
     """The other run's checkpoint; what its configuration has otherwise is said. Raises CheckpointError."""
     start, changed = open_start(config)
@@ -314,7 +330,7 @@ def _open_start(config: RunConfig, stage: StageConfig) -> Checkpoint:
     return start
 
 
-def _totals(data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
+def _totals(stage: StageConfig, data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
     """Whole-step sums over all ranks, in one collective."""
     digest = 0
     for number in data.numbers:
@@ -322,7 +338,7 @@ def _totals(data: Step, stop: StopRequest, flops: float) -> dict[str, int]:
         digest += int.from_bytes(hashlib.blake2b(word, digest_size=4).digest(), "little")
     values = {
         "tokens": data.num_tokens,
-        "learned": data.num_learned,
+        "learned": data.num_learned if stage.losses.answers else data.num_boxes,
         "capacity": data.capacity,
         "samples": len(data.numbers),
         "bad": len(data.bad),

@@ -47,7 +47,7 @@ def origin(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def check_parts(model: MMChat, checkpoint: Checkpoint, is_full: bool) -> list[str]:
-    """The connectors and fusion of the model that the checkpoint does not hold: they begin anew.
+    """The connectors, fusion and readouts of the model that the checkpoint does not hold: they begin anew.
 
     Raises:
         CheckpointError: it holds a part that the model has not.
@@ -58,7 +58,7 @@ def check_parts(model: MMChat, checkpoint: Checkpoint, is_full: bool) -> list[st
             f"start: {checkpoint.folder} holds {', '.join(extra)}, which this configuration's model has not; its parts "
             f"are {', '.join(sorted(own))}. Configure a model that has them, or leave `start` out"
         )
-    return sorted(part for part in own - held if part.startswith(("connectors.", "fusion")))
+    return sorted(part for part in own - held if part.startswith(("connectors.", "fusion", "readouts.")))
 
 
 def _faults(checkpoint: Checkpoint, config: RunConfig, theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

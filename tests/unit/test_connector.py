@@ -135,7 +135,7 @@ def _places(config, shape):
     features = _features((shape,))
     with_places = connector(features, (shape,))
     connector.places = None
-    grid = config.pooled_shape(shape) if isinstance(config, PoolConfig) else shape
+    grid = config.grid(shape)
     return (with_places - connector(features, (shape,))).unflatten(0, grid)
 
 
