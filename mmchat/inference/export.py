@@ -185,7 +185,8 @@ def check_out(out: Path) -> None:
 def stored_dtype(loaded: Loaded) -> str:
     """The type that the LLM's own folder has its weights in."""
     llm = loaded.config.model.llm
-    stored = str(AutoConfig.from_pretrained(llm.pretrained, revision=llm.revision).dtype or "float32")
+    config = AutoConfig.from_pretrained(llm.pretrained, revision=llm.revision, trust_remote_code=False)
+    stored = str(config.dtype or "float32")
     name = stored.removeprefix("torch.")
     return name if name in DTYPES else "float32"
 

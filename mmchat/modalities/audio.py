@@ -88,7 +88,7 @@ class WhisperEncoderConfig(Schema):
     def _config(self) -> Any:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.pretrained)
+        config = AutoConfig.from_pretrained(self.pretrained, trust_remote_code=False)
         if config.model_type != "whisper":
             raise ValueError(f"{self.pretrained} is a {config.model_type}; wanted Whisper")
         if self.window_s is not None:

@@ -342,7 +342,7 @@ class TransformersConfig(Schema):
         """The vision tower's own config, of one of the three families."""
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.pretrained)
+        config = AutoConfig.from_pretrained(self.pretrained, trust_remote_code=False)
         if config.model_type in ("clip", "siglip", "siglip2"):
             config = config.vision_config
         if config.model_type not in ("clip_vision_model", "siglip_vision_model", "siglip2_vision_model"):

@@ -44,7 +44,9 @@ def skeleton(config: ModelConfig, dtype: torch.dtype) -> MMChat:
     Raises ValueError or OSError where a part's configuration cannot be read.
     """
     try:
-        llm_config = AutoConfig.from_pretrained(config.llm.pretrained, revision=config.llm.revision)
+        llm_config = AutoConfig.from_pretrained(
+            config.llm.pretrained, revision=config.llm.revision, trust_remote_code=False
+        )
     except OSError as error:
         raise ValueError(
             f"model.llm.pretrained: no config.json in {config.llm.pretrained!r} ({str(error).splitlines()[0]})"
