@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from mmchat.conversation import MODALITIES, Modality
 from mmchat.models.build import ModelConfig
-from mmchat.models.fusion import LateConfig
+from mmchat.models.fusion import FLoRAConfig, LateConfig
 from mmchat.regions import Dialect, Frame, RegionFormat
 from mmchat.schema import Schema
 from mmchat.storage import CacheConfig
@@ -229,6 +229,12 @@ class RunConfig(Schema):
             one, other = (entries[name].connector.model_dump(exclude={"across_frames"}) for name in (new, old))
             if one != other:
                 raise ValueError(f"start_as {new}: {old}: their connectors differ; wanted the same one")
+            fusion = self.model.fusion
+            if isinstance(fusion, FLoRAConfig) and fusion.rank_of(new) > fusion.rank_of(old):
+                raise ValueError(
+                    f"start_as {new}: {old}: pairs of rank {fusion.rank_of(new)} cannot begin as those of rank "
+                    f"{fusion.rank_of(old)}; wanted that or less"
+                )
 
     def _check_frame_times(self) -> None:
         """Raises ValueError where no text can stand before the tokens of each moment of a video."""

@@ -41,14 +41,19 @@ class FLoRAConfig(_FusionConfig):
     scope `segment`: m's gate is open on every token of a conversation that has m, text included; `own_tokens`: on
     m's own media tokens only. adapter_dropout: chance, by modality, that a training conversation has m's gates
     closed while its media tokens stay. targets: names of the linear layers to adapt inside the decoder; empty = all.
+    ranks: of modalities whose pairs have another rank than `rank`; all pairs are scaled by alpha / rank.
     """
 
     kind: Literal["flora"] = "flora"
     rank: int = Field(16, gt=0)
+    ranks: dict[Modality, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     alpha: float = Field(32.0, gt=0)
     scope: Literal["segment", "own_tokens"] = "segment"
     adapter_dropout: dict[Modality, Probability] = Field(default_factory=dict)
     targets: tuple[str, ...] = ()
+
+    def rank_of(self, modality: Modality) -> int:
+        return self.ranks.get(modality, self.rank)
 
 
 class LoRAConfig(_FusionConfig):
@@ -93,19 +98,25 @@ class Gates:
     Activation checkpointing runs layers again during backward, so the value stays until the next forward sets it.
     """
 
-    def __init__(self, modalities: Sequence[Modality] | None, rank: int, alpha: float) -> None:
-        """modalities: one pair each, in this order; None: a single pair, `all`, that is always open (plain LoRA)."""
-        self.modalities = modalities
-        self.pairs: tuple[str, ...] = ("all",) if modalities is None else tuple(modalities)
-        self.columns = None if modalities is None else [MODALITIES.index(m) for m in modalities]
-        self.rank = rank
-        self.scale = alpha / rank
+    def __init__(self, config: FLoRAConfig | LoRAConfig, modalities: Sequence[Modality]) -> None:
+        """modalities: one pair each, in this order; plain LoRA has a single one, `all`, that is always open."""
+        ranks: dict[str, int] = {"all": config.rank}
+        self.columns: list[int] | None = None  # of presence, for each channel of all pairs
+        if isinstance(config, FLoRAConfig):
+            ranks = {m: config.rank_of(m) for m in modalities}
+            self.columns = [MODALITIES.index(m) for m in modalities for _ in range(ranks[m])]
+        self.ranks = ranks
+        self.pairs = tuple(ranks)
+        self.scale = config.alpha / config.rank
         self.scaled: Tensor | None = None
 
     def set(self, presence: Tensor, dtype: torch.dtype) -> None:
-        """presence [rows, length, all modalities] -> per rank channel [rows, length, pairs * rank], scaled."""
-        gates = torch.ones_like(presence[..., :1]) if self.columns is None else presence[..., self.columns]
-        self.scaled = (gates * self.scale).repeat_interleave(self.rank, dim=-1).to(dtype)
+        """presence [rows, length, all modalities] -> per rank channel [rows, length, sum of ranks], scaled."""
+        if self.columns is None:
+            gates = presence.new_ones(*presence.shape[:-1], self.ranks["all"])
+        else:
+            gates = presence[..., self.columns]
+        self.scaled = (gates * self.scale).to(dtype)
 
 
 class LowRankFusion(nn.Module):
@@ -121,13 +132,15 @@ class LowRankFusion(nn.Module):
         self.gates = gates
         # The weight may be partitioned away under ZeRO-3; its dtype is still true.
         dtype = next(base.parameters()).dtype
-        stacked = torch.empty(len(gates.pairs) * gates.rank, in_features, dtype=torch.float32)
+        stacked = torch.empty(sum(gates.ranks.values()), in_features, dtype=torch.float32)
         nn.init.kaiming_uniform_(stacked, a=math.sqrt(5))
         # They are this module's own, because ZeRO-3 gathers what a module has when it is called, and an
         # nn.ParameterDict never is.
-        for pair, a in zip(gates.pairs, stacked.to(dtype).split(gates.rank), strict=True):
+        for (pair, rank), a in zip(
+            gates.ranks.items(), stacked.to(dtype).split(list(gates.ranks.values())), strict=True
+        ):
             self.register_parameter(f"fusion_a_{pair}", nn.Parameter(a.clone()))
-            b = torch.zeros(out_features, gates.rank, dtype=dtype)
+            b = torch.zeros(out_features, rank, dtype=dtype)
             self.register_parameter(f"fusion_b_{pair}", nn.Parameter(b))
 
     def pair(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -137,12 +150,12 @@ class LowRankFusion(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert self.gates.scaled is not None, "the model sets the gates before its layers run"
         a, b = self.joined()
-        low = F.linear(x, a) * self.gates.scaled  # [rows, length, pairs * rank]
+        low = F.linear(x, a) * self.gates.scaled  # [rows, length, sum of ranks]
         y = self.base(x)
         return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(y)
 
     def joined(self) -> tuple[Tensor, Tensor]:
-        """All pairs as A [pairs * rank, in] and B [out, pairs * rank]."""
+        """All pairs as A [sum of ranks, in] and B [out, sum of ranks]."""
         pairs = [self.pair(name) for name in self.gates.pairs]
         if len(pairs) == 1:
             return pairs[0]
@@ -185,7 +198,7 @@ def adapt(decoder: nn.Module, config: FLoRAConfig | LoRAConfig, modalities: Sequ
     Raises:
         ValueError: no layer has one of the target names.
     """
-    gates = Gates(modalities if isinstance(config, FLoRAConfig) else None, config.rank, config.alpha)
+    gates = Gates(config, modalities)
     if not gates.pairs:
         return gates
     adapted = 0

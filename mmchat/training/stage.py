@@ -109,7 +109,7 @@ def train_stage(
         weights = start.weights()
         if is_other_run:
             fresh = set(check_parts(model, start, is_full))
-            weights = with_copies(weights, config.start_as)
+            weights = with_copies(weights, config.start_as, config.model.fusion)
             held = {part_of(name, is_full) for name in weights}
             anew = ", ".join(sorted(fresh - held)) or "nothing"
             _say(stage, f"not in that checkpoint, so begun anew: {anew}")
@@ -318,7 +318,9 @@ def _weights_at_begin(config: RunConfig, stage: StageConfig, previous: Path | No
     """What a stage that is continued had begun with; nothing where all began anew."""
     if (before := last_of(config, previous, stage)) is not None:
         return before.weights()
-    return with_copies(open_start(config)[0].weights(), config.start_as) if config.start is not None else {}
+    if config.start is None:
+        return {}
+    return with_copies(open_start(config)[0].weights(), config.start_as, config.model.fusion)
 
 
 def _open_start(config: RunConfig, stage: StageConfig) -> Checkpoint:

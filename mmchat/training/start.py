@@ -75,7 +75,7 @@ def _faults(checkpoint: Checkpoint, config: RunConfig, theirs: dict[str, Any], o
             faults.append(
                 f"start_as {new_one}: {old_one}: wanted a checkpoint with {old_one} alone of the two; {found}"
             )
-    old, new = (_fusion(values) for values in (theirs, ours))
+    old, new = (_fusion(values, shared) for values in (theirs, ours))
     if not (old["kind"] == "early" and new["kind"] in FROM_EARLY):
         faults += differences({"model.fusion": old}, {"model.fusion": new})
     before, now = checkpoint.manifest["bases"], bases(config)
@@ -97,8 +97,10 @@ def _meaning(values: dict[str, Any], shared: set[str]) -> dict[str, Any]:
     return {"model": {"modalities": modalities, "llm": {"revision": values["model"]["llm"]["revision"]}}}
 
 
-def _fusion(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values["model"]["fusion"].items() if k not in FREE_FUSION_KEYS}
+def _fusion(values: dict[str, Any], shared: set[str]) -> dict[str, Any]:
+    fusion = {k: v for k, v in values["model"]["fusion"].items() if k not in FREE_FUSION_KEYS}
+    ranks = fusion.get("ranks", {})  # a modality that only one of the two has may have a rank of its own
+    return fusion | {"ranks": {m: ranks.get(m, fusion["rank"]) for m in sorted(shared)} if "ranks" in fusion else {}}
 
 
 def _all_else(values: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,22 @@ def test_a_conversation_does_not_feel_what_its_neighbours_have(tiny_folder, scop
             torch.testing.assert_close(together[:, :length], alone, rtol=1e-5, atol=1e-5)
 
 
+def test_a_pair_of_a_lower_rank_is_the_same_pair_with_zeros(tiny_folder):
+    """Each modality keeps its own channels where ranks differ, and all are scaled alike."""
+    small, template = models.build(models.config(fusion=_flora(ranks={"video": 1, "audio": 3})))
+    models.wake(small)
+    whole, _ = models.build(models.config(fusion=_flora()))
+    state = whole.state_dict()
+    for name, value in small.state_dict().items():
+        padded = torch.zeros_like(state[name])
+        padded[tuple(slice(size) for size in value.shape)] = value
+        state[name] = padded
+    whole.load_state_dict(state)
+    pack = models.pack(template)
+    with torch.no_grad():
+        torch.testing.assert_close(small.logits(pack), whole.logits(pack), rtol=1e-5, atol=1e-5)
+
+
 def test_gates_of_the_two_scopes(tiny_folder):
     _, segment = models.build(models.config(fusion=_flora()))
     _, own = models.build(models.config(fusion=_flora("own_tokens")))
