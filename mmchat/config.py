@@ -105,6 +105,9 @@ class ScheduleConfig(Schema):
         return self.min_ratio == 1.0
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class LossConfig(Schema):
     """What a step minimises: the weighted sum of these, over the number of learned tokens.
 
@@ -114,9 +117,9 @@ class LossConfig(Schema):
     to their length, so that an LLM that knows them still does; one media token counts as one token.
     """
 
-    answers: NotNegative = 1.0
-    regions: NotNegative = 0.0
-    keep: NotNegative = 0.0
+    answers: Weight = 1.0
+    regions: Weight = 0.0
+    keep: Weight = 0.0
 
     @model_validator(mode="after")
     def _something(self) -> Self:

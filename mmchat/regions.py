@@ -62,9 +62,12 @@ class Geometry:
         return (x - self.offset_x) / self.scale_x, (y - self.offset_y) / self.scale_y
 
     def to_shares(self, box: Box) -> Box:
-        """A box in original pixels as shares of the encoder's input; what is cropped away lies outside 0 to 1."""
+        """A box in original pixels as shares of the encoder's input, of what is not cropped away: x0 >= x1 or y0 >= y1
+        where nothing is left."""
         (x0, y0), (x1, y1) = self.to_input(*box[:2]), self.to_input(*box[2:])
-        return x0 / self.input_width, y0 / self.input_height, x1 / self.input_width, y1 / self.input_height
+        shares = (x0 / self.input_width, y0 / self.input_height, x1 / self.input_width, y1 / self.input_height)
+        x0, y0, x1, y1 = (min(max(share, 0.0), 1.0) for share in shares)
+        return x0, y0, x1, y1
 
 
 def check_region(region: Region, width: int, height: int, duration_s: float | None = None) -> Region:

@@ -40,7 +40,7 @@ class PlannedMedia:
     Attributes:
         start: position of the first placeholder.
         offsets: of the placeholders from the first one, where text stands between them; () where they are one run.
-        boxes: in a picture, all that the conversation speaks of, in shares of the encoder's input.
+        boxes: in a picture, all that the conversation speaks of, each once, in shares of the encoder's input.
     """
 
     modality: Modality
@@ -328,7 +328,8 @@ class _Writer:
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.media: dict[int, PlannedMedia] = {}  # by number
-        self.boxes: dict[int, list[Box]] = defaultdict(list)  # by the number of their picture
+        # By the number of their picture, each once: as keys, which keep their order.
+        self.boxes: dict[int, dict[Box, None]] = defaultdict(dict)
         self.waiting: list[tuple[str, bool]] = []  # text that is tokenised with what follows, and whether it is learned
 
     def begin(self, system: Turn | None, said: list[Turn]) -> list[Turn]:
@@ -455,7 +456,9 @@ class _Writer:
             duration_s = None if header is None else header.duration_s
             region = check_region(region, geometry.width, geometry.height, duration_s)
             if region.box is not None and self.plans[region.media][0].modality == "image":
-                self.boxes[region.media].append(geometry.to_shares(region.box))
+                x0, y0, x1, y1 = box = geometry.to_shares(region.box)
+                if x0 < x1 and y0 < y1:
+                    self.boxes[region.media][box] = None
             return self.template.config.regions.render(region, geometry, self._number(region.media))
         except SampleError as error:
             raise SampleError(error.reason, f"{self.key}: {error.detail}") from error

@@ -50,7 +50,7 @@ def targets(boxes: Sequence[Sequence[Box]], grids: Sequence[FeatureShape]) -> tu
     """For each token the box that it shows, [n, 4], and how much it counts, [n]: 1 a box in all, 0 where there is none.
 
     A token shows the smallest box that its middle lies in: what is smaller lies in front, mostly. A box that no token
-    would show gets the one nearest to its middle.
+    would show gets the one nearest to its middle that has not been given away so.
 
     boxes: of each item, (x0, y0, x1, y1) in shares of the encoder's input. grids: (1, h, w) of each item's tokens; an
     item of another time may have no boxes.
@@ -64,11 +64,14 @@ def targets(boxes: Sequence[Sequence[Box]], grids: Sequence[FeatureShape]) -> tu
             x0, y0, x1, y1 = own[number]
             is_in = ((rows >= y0) & (rows <= y1))[:, None] & ((columns >= x0) & (columns <= x1))
             shown[is_in.flatten()] = number
+        taken: list[int] = []
         for number in ranked:
             if not (shown == number).any():
                 x0, y0, x1, y1 = own[number]
-                row, column = (min(int(m * n), n - 1) for m, n in (((y0 + y1) / 2, height), ((x0 + x1) / 2, width)))
-                shown[row * width + column] = number
+                away = (rows - (y0 + y1) / 2)[:, None] ** 2 + (columns - (x0 + x1) / 2) ** 2
+                away = away.flatten().index_fill(0, torch.tensor(taken, dtype=torch.int64), torch.inf)
+                taken.append(int(away.argmin()))
+                shown[taken[-1]] = number
         counts = torch.bincount(shown[shown >= 0], minlength=1)
         sides.append(torch.tensor([own[i] if i >= 0 else (0.0,) * 4 for i in shown.tolist()]).reshape(-1, 4))
         weights.append(torch.where(shown >= 0, 1.0 / counts[shown.clamp(min=0)].clamp(min=1), 0.0))

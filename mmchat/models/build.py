@@ -51,6 +51,8 @@ class ImageEntry(ImageConfig, _Entry):
 
     @model_validator(mode="after")
     def _has_places(self) -> Self:
+        if self.read_boxes and getattr(self.encoder, "drop_class_token", True) is False:
+            raise ValueError("read_boxes: with drop_class_token: false tokens lie in no grid; leave one of the two out")
         if self.read_boxes and self.connector.grid((1, 1, 1)) is None:
             raise ValueError(
                 f"read_boxes: tokens of connector {self.connector.kind} have no place; leave it out, or choose linear, "
@@ -119,6 +121,15 @@ class ModelConfig(Schema):
     llm: LLMConfig
     modalities: Modalities = Modalities()
     fusion: FusionConfig = EarlyConfig()
+
+    @model_validator(mode="after")
+    def _ranks_of_what_is_there(self) -> Self:
+        ranks = self.fusion.ranks if isinstance(self.fusion, FLoRAConfig) else {}
+        if unknown := [name for name in ranks if name not in self.modalities.entries()]:
+            raise ValueError(
+                f"fusion.ranks: found {', '.join(unknown)}; this model has {', '.join(self.modalities.entries())}"
+            )
+        return self
 
     def build(
         self,

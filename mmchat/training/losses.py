@@ -36,10 +36,9 @@ class Objective:
             count, terms = answers.count, [self.config.answers * answers.sum]
         if self.config.regions:
             terms += [self.config.regions * _regions(model, batch, name, tokens[name]) for name in model.readouts]
-        terms += [
-            self.config.keep * _distance(tokens[modality], connector(*encoded[modality]))
-            for modality, connector in self.kept.items()
-        ]
+        for modality, connector in self.kept.items():
+            weight = self.config.keep if modality in batch.media else 0.0  # a stand-in teaches nothing
+            terms.append(weight * _distance(tokens[modality], connector(*encoded[modality])))
         return TokenLoss(torch.stack(terms).sum(), count)
 
 

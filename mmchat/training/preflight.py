@@ -49,6 +49,7 @@ def preflight(
         )
     present = distributed.sum_over_ranks([int(name in batch.media) for name in engine.model.connectors])
     seen = {name for name, count in zip(engine.model.connectors, present, strict=True) if count}
+    num_boxes = sum(distributed.sum_over_ranks([batch.num_boxes]))
     fusion_learns = any(part.name == "fusion" and part.rate for part in parts)
     silent: list[str] = []
     absent: list[str] = []
@@ -67,6 +68,8 @@ def preflight(
             )
         # What shards have no media for yet is fine: a modality's own parts, and where there is none at all, the rest.
         is_absent = modality not in seen if modality in engine.model.connectors else not seen
+        if part.name.startswith("readouts.") or not stage.losses.answers:
+            is_absent |= not num_boxes  # the only teacher
         (absent if is_absent else silent).append(part.name)
     if silent:
         raise ValueError(
@@ -74,7 +77,7 @@ def preflight(
             "A detached tensor, or nothing learned depends on it"
         )
     if absent:
-        log.say(f"preflight: no media for {', '.join(absent)} in the first packs; nothing learns there yet")
+        log.say(f"preflight: no media or boxes for {', '.join(absent)} in the first packs; nothing learns there yet")
     memory = (
         torch.cuda.max_memory_allocated()
         if torch.cuda.is_available()

@@ -80,17 +80,10 @@ def refuse_later_stages(config: RunConfig, stage: StageConfig, resumed: Checkpoi
 
 
 def identity(values: dict[str, Any]) -> dict[str, Any]:
-    """What makes a run the run it is, in every stage: seed, model, chat format, and the weights it began with.
-
-    A later stage may bring the layer that reads boxes: nothing but its own loss depends on it.
-    """
+    """What makes a run the run it is, in every stage: seed, model, chat format, and the weights it began with."""
     how = ("attention", "gradient_checkpointing")
     llm = {k: v for k, v in values["model"]["llm"].items() if k not in how}
-    modalities = {
-        name: {k: v for k, v in entry.items() if k != "read_boxes"} if entry is not None else None
-        for name, entry in values["model"]["modalities"].items()
-    }
-    model = {**values["model"], "llm": llm, "modalities": modalities}
+    model = {**values["model"], "llm": llm}
     began = {key: values[key] for key in ("seed", "start", "start_as")}
     return {**began, "model": model, "chat": values["chat"]}
 
@@ -119,6 +112,10 @@ def values_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _compare(old: dict[str, Any], new: dict[str, Any], checkpoint: Checkpoint) -> None:
+    before, now = (values["model"]["modalities"]["image"] for values in (old, new))
+    if before and now and now["read_boxes"]:
+        # A later stage may bring the layer that reads boxes: nothing but its own loss depends on it.
+        before["read_boxes"] = True
     if changed := differences(old, new):
         raise CheckpointError(
             f"{checkpoint.folder} was made with another configuration:\n  " + "\n  ".join(changed) + "\n"

@@ -118,9 +118,10 @@ def train_stage(
         expected = names_in(model, held, is_full)
         load_weights(model, weights, expected, start.folder, lambda ps: gather(ps, modify=True))
     parts = select(model, stage, is_full)
+    _check_losses(stage, {part.name for part in parts if part.rate})
     kept: dict[str, Connector] = {}
     if stage.losses.keep:
-        began = weights if resumed is None else _weights_at_begin(config, stage, previous)
+        began = weights if resumed is None else _weights_at_begin(config, stage, previous, resumed)
         kept = kept_connectors(model, began)
         del began
     held |= {part.name for part in parts if part.rate}
@@ -314,13 +315,36 @@ class _Loop:
             self.log.say(f"saved {folder} in {duration(time.perf_counter() - started)}")
 
 
-def _weights_at_begin(config: RunConfig, stage: StageConfig, previous: Path | None) -> dict[str, torch.Tensor]:
+def _check_losses(stage: StageConfig, learning: set[str]) -> None:
+    """Raises ValueError where a part that learns could not, or where nothing that is kept does."""
+    losses, faults = stage.losses, []
+    silent = sorted(name for name in learning if name.startswith(("fusion", "llm")))
+    if silent and not losses.answers:
+        faults.append(f"answers: 0 does not run the LLM, so that {', '.join(silent)} cannot learn")
+    readouts = sorted(name for name in learning if name.startswith("readouts."))
+    if readouts and not losses.regions:
+        faults.append(f"{', '.join(readouts)} learns from `regions` alone, which is 0")
+    if losses.keep and not any(name.startswith("connectors.") for name in learning):
+        faults.append("`keep` holds connectors that learn, and none does")
+    if faults:
+        raise ValueError(f"stage {stage.name}: losses: {'; '.join(faults)}. Change `train` or `losses`")
+
+
+def _weights_at_begin(
+    config: RunConfig, stage: StageConfig, previous: Path | None, resumed: Checkpoint
+) -> dict[str, torch.Tensor]:
     """What a stage that is continued had begun with; nothing where all began anew."""
     if (before := last_of(config, previous, stage)) is not None:
         return before.weights()
     if config.start is None:
         return {}
-    return with_copies(open_start(config)[0].weights(), config.start_as, config.model.fusion)
+    start = open_start(config)[0]
+    if origin(start)["manifest_sha256"] != (resumed.manifest.get("start") or {}).get("manifest_sha256"):
+        raise CheckpointError(
+            f"start: {start.folder} is not the checkpoint that {resumed.folder} began with, which `losses.keep` needs "
+            "again. Name that one, or restore it"
+        )
+    return with_copies(start.weights(), config.start_as, config.model.fusion)
 
 
 def _open_start(config: RunConfig, stage: StageConfig) -> Checkpoint:

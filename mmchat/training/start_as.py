@@ -39,5 +39,11 @@ def _reduced(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     out, upper_b = torch.linalg.qr(b.float())
     into, upper_a = torch.linalg.qr(a.float().t())
     u, s, v = torch.linalg.svd(upper_b @ upper_a.t())
-    root = s[:rank].sqrt()
-    return ((root[:, None] * v[:rank]) @ into.t()).to(a.dtype), ((out @ u[:, :rank]) * root).to(b.dtype)
+    near_a, near_b = torch.zeros(rank, a.shape[1]), torch.zeros(b.shape[0], rank)
+    kept = min(rank, len(s))
+    root = s[:kept].sqrt()
+    near_a[:kept], near_b[:, :kept] = (root[:, None] * v[:kept]) @ into.t(), (out @ u[:, :kept]) * root
+    # Channels that say nothing yet can learn as those of new pairs do: A as it was, B zero.
+    silent = near_a.square().sum(1) <= 1e-12 * a.float().square().sum(1).mean()
+    near_a[silent], near_b[:, silent] = a[:rank][silent].float(), 0.0
+    return near_a.to(a.dtype), near_b.to(b.dtype)

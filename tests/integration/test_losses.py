@@ -24,6 +24,7 @@ from mmchat.data.shard_writer import write_shards
 from mmchat.inference.load import load
 from mmchat.models.skeleton import skeleton
 from mmchat.training.flops import FlopCounter
+from mmchat.training.losses import Objective, kept_connectors
 from mmchat.training.memory import MicroBatch, activations
 from mmchat.training.stage import StopRequest, train_stage
 from mmchat.training.trainable import select
@@ -55,25 +56,30 @@ def shards(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _config(shards: Path, folder: Path, losses: dict[str, float], steps: int = 6, **more: Any) -> RunConfig:
+def _config(
+    shards: Path,
+    folder: Path,
+    losses: dict[str, float],
+    steps: int = 6,
+    train: dict[str, float] | None = None,
+    read_boxes: bool = True,
+) -> RunConfig:
     values = yaml.safe_load((tiny.ROOT / "configs/tiny.yaml").read_text())
-    image = values["model"]["modalities"]["image"] | {"read_boxes": True, "connector": {"kind": "attentive"}}
+    image = values["model"]["modalities"]["image"] | {"read_boxes": read_boxes, "connector": {"kind": "attentive"}}
     values["model"] |= {"modalities": {"image": image}, "fusion": {"kind": "flora", "rank": 2}}
     data = [{"name": "squares", "task": "instruct", "shards": str(shards)}]
     common = {"data": data, "batch": {"lanes": 2, "tokens": 512}, "workers": 0}
-    values["stages"] = [
-        common | {"name": "say", "train": {"connectors": 1e-2, "fusion": 1e-2}, "steps": 2},
-        common
-        | {
-            "name": "places",
-            "train": {"connectors": 1e-2, "readouts": 1e-2},
-            "losses": losses,
-            "steps": steps,
-            "save_every": steps // 2,
-            "schedule": {"min_ratio": 1.0},
-        },
-    ]
-    return parse_config(values | {"run": "squares", "checkpoints": str(folder)} | more, "test")
+    say = common | {"name": "say", "train": {"connectors": 1e-2, "fusion": 1e-2}, "steps": 2}
+    places = common | {
+        "name": "places",
+        "train": train or {"connectors": 1e-2, "readouts": 1e-2},
+        "losses": losses,
+        "steps": steps,
+        "save_every": steps // 2,
+        "schedule": {"min_ratio": 1.0},
+    }
+    values["stages"] = [say, places, say | {"name": "last"}]
+    return parse_config(values | {"run": "squares", "checkpoints": str(folder)}, "test")
 
 
 def _train(config: RunConfig, stage: StageConfig) -> Checkpoint:
@@ -121,6 +127,8 @@ def test_boxes_reach_the_connector_in_shares_of_its_input(shards: Path, tmp_path
     first, second = (MediaRef("image", file.getvalue()) for _ in range(2))
     conversation = Conversation((
         Turn("user", (first, second, "Which is like ", Region(1, box=(0, 0, 10, 20)), "?")),
+        Turn("assistant", ("Like ", Region(1, box=(0, 0, 10, 20)), "?"), learn=False),
+        Turn("user", ("Yes.",)),
         Turn("assistant", (Region(0, box=(20, 0, 40, 10)), "."), learn=True),
     ))  # fmt: skip
     sample = template.render(conversation)
@@ -156,9 +164,8 @@ def test_losses_add_up_beside_the_answers(shards: Path, tmp_path: Path) -> None:
     """A step's loss with boxes is that without them and the boxes' own, in the first step that all begin alike."""
     firsts = {}
     for name, losses in {"both": (1, 1), "answers": (1, 0), "twice": (1, 2)}.items():
-        config = _config(shards, tmp_path / name, {"answers": losses[0], "regions": losses[1]}, steps=2)
-        if not losses[1]:
-            config.stages[1].train.pop("readouts")
+        train = {"connectors": 1e-2} | ({"readouts": 1e-2} if losses[1] else {})
+        config = _config(shards, tmp_path / name, {"answers": losses[0], "regions": losses[1]}, 2, train)
         _train(config, config.stages[0])
         _train(config, config.stages[1])
         firsts[name] = _log(config)[0]["loss"]
@@ -171,6 +178,47 @@ def test_nothing_to_keep_is_refused(shards: Path, tmp_path: Path) -> None:
     config = _config(shards, tmp_path, {"answers": 0, "regions": 1, "keep": 1})
     with pytest.raises(ValueError, match=r"connectors\.image begins anew"):
         train_stage(config, config.stages[1], None, StopRequest())
+
+
+def test_a_stand_in_is_not_kept(shards: Path, tmp_path: Path) -> None:
+    config = _config(shards, tmp_path, {"answers": 0, "regions": 1, "keep": 1})
+    model = config.model.build(torch.float32, 0).train()
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    objective = Objective(config.stages[1].losses, kept_connectors(model, weights))
+    with torch.no_grad():
+        for parameter in model.connectors.parameters():
+            parameter += 0.1
+    template = build_template(config)
+    text = template.render(Conversation((Turn("user", ("Hi.",)), Turn("assistant", ("Hi.",), learn=True))))
+    loss = objective(model, collate([text], [[]]))
+    loss.sum.backward()
+    gradients = [p.grad.abs().max() for p in (*model.connectors.parameters(), *model.readouts.parameters())]
+    assert float(loss.sum.detach()) == 0 and loss.count == 0 and not any(gradients)
+
+
+@pytest.mark.parametrize(
+    ("train", "losses", "message"),
+    [
+        ({"connectors": 1e-3, "fusion": 1e-3}, {"answers": 0, "regions": 1}, r"so that fusion\.image cannot learn"),
+        ({"connectors": 1e-3, "readouts": 1e-3}, {"answers": 1}, r"readouts\.image learns from `regions` alone"),
+        ({"fusion": 1e-3}, {"keep": 1}, "`keep` holds connectors that learn, and none does"),
+    ],
+)
+def test_parts_that_could_not_learn_are_refused(
+    shards: Path, tmp_path: Path, train: dict[str, float], losses: dict[str, float], message: str
+) -> None:
+    config = _config(shards, tmp_path, losses, train=train)
+    with pytest.raises(ValueError, match=message):
+        train_stage(config, config.stages[1], None, StopRequest())
+
+
+def test_the_layer_that_reads_boxes_may_come_later_and_not_go(shards: Path, tmp_path: Path) -> None:
+    without = _config(shards, tmp_path, {}, train={"fusion": 1e-3}, read_boxes=False)
+    config = _config(shards, tmp_path, {"regions": 1})
+    _train(without, without.stages[0])
+    _train(config, config.stages[1])
+    with pytest.raises(ValueError, match=r"read_boxes: was True, is False"):
+        train_stage(without, without.stages[2], config.folder / "places", StopRequest())
 
 
 def _refuse(*_: Any) -> None:

@@ -89,6 +89,15 @@ def test_pairs_of_a_lower_rank_begin_as_the_best_approximation() -> None:
     assert found["x.fusion_a_image"] is a
 
 
+def test_channels_that_say_nothing_can_learn_after_a_reduction() -> None:
+    """As in a new pair: A is something, B zero. Also where a layer is narrower than the rank."""
+    torch.manual_seed(0)
+    weights = {"x.fusion_a_image": torch.randn(16, 30), "x.fusion_b_image": torch.zeros(4, 16)}
+    found = with_copies(weights, {"video": "image"}, FLoRAConfig(rank=16, ranks={"video": 8}))
+    assert found["x.fusion_a_video"].shape == (8, 30) and found["x.fusion_a_video"].abs().sum(1).min() > 0
+    assert found["x.fusion_b_video"].shape == (4, 8) and not found["x.fusion_b_video"].any()
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

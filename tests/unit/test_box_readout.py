@@ -25,6 +25,13 @@ def test_a_token_shows_the_smallest_box_around_its_middle():
     ]
 
 
+def test_small_boxes_in_one_cell_get_a_token_each():
+    near = ((0.30, 0.30, 0.31, 0.31), (0.32, 0.30, 0.33, 0.31))
+    sides, weights = targets([near], [(1, 2, 2)])
+    assert sorted(weights.tolist()) == [0.0, 0.0, 1.0, 1.0]
+    assert {tuple(round(v, 2) for v in side) for side in sides[weights > 0].tolist()} == set(near)
+
+
 def test_items_without_boxes_count_nothing():
     sides, weights = targets([(), ((0.0, 0.0, 0.4, 0.4),), ()], [(1, 2, 2), (1, 2, 2), (3, 1, 1)])
     assert sides.shape == (11, 4) and weights.tolist() == [0.0] * 4 + [1.0] + [0.0] * 6
@@ -73,6 +80,13 @@ def test_boxes_are_learned():
     assert (found - wanted).abs().mean() < 1.5 / NUM_BINS
 
 
+def test_what_is_cropped_away_is_no_part_of_a_box():
+    wide = Geometry(600, 100, 224, 224, 2.24, 2.24, -560.0, 0.0)  # its middle, 250 to 350, is seen
+    assert wide.to_shares((240.0, 0.0, 300.0, 100.0)) == pytest.approx((0.0, 0.0, 0.5, 1.0))
+    x0, _, x1, _ = wide.to_shares((0.0, 0.0, 50.0, 50.0))
+    assert x0 == x1 == 0.0
+
+
 def test_shares_follow_the_picture_into_its_square():
     geometry = Geometry(200, 100, 224, 224, 1.12, 1.12, 0.0, 56.0)
     assert geometry.to_shares((0.0, 0.0, 200.0, 100.0)) == pytest.approx((0.0, 0.25, 1.0, 0.75))
@@ -83,6 +97,7 @@ def test_shares_follow_the_picture_into_its_square():
     [
         ({"losses": {"regions": 1}}, "losses.regions needs model.modalities.image.read_boxes"),
         ({"losses": {"answers": 0}}, "answers and regions are both 0"),
+        ({"losses": {"answers": float("inf")}}, "finite"),
         ({"connector": {"kind": "resampler"}, "read_boxes": True}, "tokens of connector resampler have no place"),
     ],
 )
